@@ -1,0 +1,87 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+type daemon struct {
+	status Status
+	woken  chan struct{}
+}
+
+func (d *daemon) Status(context.Context) (Status, error) { return d.status, nil }
+func (d *daemon) Wake()                                  { d.woken <- struct{}{} }
+
+// serve starts a socket and waits until it answers.
+func serve(t *testing.T, path string, d Daemon) (stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, path, d) }()
+	for {
+		select {
+		case err := <-done:
+			t.Fatal(err)
+		default:
+		}
+		if _, err := Dial(path).Status(ctx); err == nil {
+			return func() error { cancel(); return <-done }
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestAClientSeesTheStatusAndWakesTheDaemon(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	d := &daemon{woken: make(chan struct{}, 1), status: Status{PID: 42, InFlight: []InFlight{{ID: "q1", Stage: "parse"}}}}
+	stop := serve(t, path, d)
+	st, err := Dial(path).Status(t.Context())
+	if err != nil || st.PID != 42 || len(st.InFlight) != 1 || st.InFlight[0].Stage != "parse" {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	if err := Dial(path).Wake(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-d.woken
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("mode %v, %v", info.Mode(), err)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Dial(path).Status(t.Context()); !errors.Is(err, ErrNoDaemon) {
+		t.Fatalf("after the end: %v", err)
+	}
+}
+
+func TestASecondDaemonIsRefusedAndADeadOnesSocketReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	d := &daemon{woken: make(chan struct{}, 1)}
+	stop := serve(t, path, d)
+	if err := Serve(t.Context(), path, d); err == nil || !strings.Contains(err.Error(), "another daemon") {
+		t.Fatalf("second: %v", err)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Serve(t.Context(), path, d); err == nil {
+		t.Fatal("replaced a file that is no socket")
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	stop = serve(t, path, d)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+}
