@@ -20,7 +20,7 @@ type picker struct {
 	newest  int
 	perDir  int // how many of each directory's own oldest it keeps
 
-	found   chan listed
+	found   chan<- listed // shared by all pickers of a loop
 	running bool
 	listed  bool // a listing has ended
 	next    selection
@@ -30,6 +30,7 @@ type picker struct {
 
 // listed is what a listing found: a page of the first one, or all of it.
 type listed struct {
+	by   *picker
 	sel  selection
 	done bool
 	res  queue.Listing
@@ -48,9 +49,9 @@ type selection struct {
 
 const pageSize = 256
 
-func newPicker(q queue.Queue, b *backoff, batch, lanes int) *picker {
+func newPicker(q queue.Queue, b *backoff, found chan<- listed, batch, lanes int) *picker {
 	n := max(4*batch*lanes, 500)
-	return &picker{q: q, backoff: b, oldest: n, newest: n / 2, perDir: max(batch/4, 4), found: make(chan listed, 1)}
+	return &picker{q: q, backoff: b, oldest: n, newest: n / 2, perDir: max(batch/4, 4), found: found}
 }
 
 // refresh starts a listing unless one is running.
@@ -71,7 +72,7 @@ func (p *picker) refresh(ctx context.Context) {
 			if first && len(page) < pageSize {
 				if page = append(page, e); len(page) == pageSize {
 					select {
-					case p.found <- listed{sel: selection{any: page}}:
+					case p.found <- listed{by: p, sel: selection{any: page}}:
 						page = nil
 					default: // the loop still has work: this page is full
 					}
@@ -81,7 +82,7 @@ func (p *picker) refresh(ctx context.Context) {
 			return ctx.Err() == nil
 		})
 		select {
-		case p.found <- listed{sel: c.selection(), done: true, res: res, err: err, took: time.Since(start)}:
+		case p.found <- listed{by: p, sel: c.selection(), done: true, res: res, err: err, took: time.Since(start)}:
 		case <-ctx.Done():
 		}
 	}()

@@ -36,17 +36,22 @@ func entry(dir string, age int) queue.Entry {
 }
 
 // list runs one listing to its end, its early pages included.
-func list(t *testing.T, p *picker) (pages int) {
+func list(t *testing.T, p *picker, found <-chan listed) (pages int) {
 	t.Helper()
 	p.refresh(t.Context())
 	for p.running {
-		l := <-p.found
+		l := <-found
 		if !l.done {
 			pages++
 		}
 		p.accept(l)
 	}
 	return pages
+}
+
+func testPicker(q queue.Queue, b *backoff) (*picker, <-chan listed) {
+	found := make(chan listed, 1)
+	return newPicker(q, b, found, 30, 2), found
 }
 
 func takeAll(p *picker, share float64, n int) []queue.Entry {
@@ -68,8 +73,8 @@ func TestABacklogDoesNotHoldUpNewMail(t *testing.T) {
 		f.entries = append(f.entries, entry("/a", 1000+age))
 	}
 	f.entries = append(f.entries, entry("/a", 0))
-	p := newPicker(f, newBackoff(1000), 30, 2)
-	list(t, p)
+	p, found := testPicker(f, newBackoff(1000))
+	list(t, p, found)
 	took := takeAll(p, 0.25, 30)
 	var newest, oldest bool
 	for _, e := range took {
@@ -92,8 +97,8 @@ func TestNoDirectoryStarves(t *testing.T) {
 			f.entries = append(f.entries, entry(dir, 50_000+i))
 		}
 	}
-	p := newPicker(f, newBackoff(100_000), 30, 2)
-	list(t, p)
+	p, found := testPicker(f, newBackoff(100_000))
+	list(t, p, found)
 	seen := map[string]int{}
 	for _, e := range takeAll(p, 0.25, 120) {
 		seen[e.ID.Dir]++
@@ -110,10 +115,10 @@ func TestEachEntryIsTakenOnce(t *testing.T) {
 	for i := range 1000 {
 		f.entries = append(f.entries, entry([]string{"/a", "/b", "/c"}[i%3], i))
 	}
-	p := newPicker(f, newBackoff(10_000), 30, 2)
+	p, found := testPicker(f, newBackoff(10_000))
 	seen := map[string]bool{}
 	for range 20 {
-		pages := list(t, p)
+		pages := list(t, p, found)
 		_ = pages
 		for _, e := range takeAll(p, 0.25, 10_000) {
 			if seen[e.ID.Key()] {
@@ -130,14 +135,14 @@ func TestEachEntryIsTakenOnce(t *testing.T) {
 func TestTheFirstPageOfAHugeQueueIsServedBeforeTheListingEnds(t *testing.T) {
 	gate := make(chan struct{})
 	f := &gatedList{gate: gate}
-	p := newPicker(f, newBackoff(10_000), 30, 2)
+	p, found := testPicker(f, newBackoff(10_000))
 	p.refresh(t.Context())
-	p.accept(<-p.found) // comes while the listing waits at the gate
+	p.accept(<-found) // comes while the listing waits at the gate
 	if e, ok := p.take(epoch, 0.25); !ok || e.ID.Name == "" {
 		t.Fatal("nothing to take although a page was listed")
 	}
 	close(gate)
-	p.accept(<-p.found)
+	p.accept(<-found)
 	if p.running {
 		t.Fatal("listing did not end")
 	}
@@ -160,8 +165,8 @@ func TestMessagesWithANotBeforeTimeAreLeftOut(t *testing.T) {
 	f := &fakeList{entries: []queue.Entry{entry("/a", 1), entry("/a", 2)}}
 	b := newBackoff(10)
 	b.delay(f.entries[0].ID, epoch, "busy")
-	p := newPicker(f, b, 30, 1)
-	list(t, p)
+	p, found := testPicker(f, b)
+	list(t, p, found)
 	p.next.old = append([]queue.Entry{f.entries[0]}, p.next.old...) // held since it was listed
 	got := takeAll(p, 0, 10)
 	if len(got) != 1 || got[0].ID != f.entries[1].ID {
@@ -193,9 +198,9 @@ func TestDelaysGrowToABound(t *testing.T) {
 }
 
 func TestAListingErrorReachesTheLoop(t *testing.T) {
-	p := newPicker(&fakeList{err: errors.New("input/output error")}, newBackoff(10), 30, 1)
+	p, found := testPicker(&fakeList{err: errors.New("input/output error")}, newBackoff(10))
 	p.refresh(t.Context())
-	if l := <-p.found; l.err == nil {
+	if l := <-found; l.err == nil {
 		t.Fatal("lost")
 	}
 }
