@@ -84,7 +84,7 @@ type Queue struct {
 	// A name for logs and commands; no two queues have the same.
 	Name string `key:"name" need:"yes" kind:"label" sample:"mta"`
 
-	// The MTA.
+	// The MTA: sendmail.
 	Type QueueType `key:"type" need:"yes" enum:"sendmail" sample:"sendmail"`
 
 	// Where the MTA puts mail that is not scanned yet: one directory, or a list.
@@ -125,8 +125,10 @@ type Paths struct {
 
 // Batch bounds what one worker gets at a time.
 type Batch struct {
-	Messages int  `key:"messages" default:"30" min:"1" max:"1000"`
-	Bytes    Size `key:"bytes" default:"50MB" min:"1kB"`
+	// Messages.
+	Messages int `key:"messages" default:"30" min:"1" max:"1000"`
+	// Their size together. A message that is larger goes alone.
+	Bytes Size `key:"bytes" default:"50MB" min:"1kB"`
 }
 
 // Limits bound one message. Those up to Decoded end in policy.incomplete or
@@ -192,14 +194,17 @@ type Ledger struct {
 
 // Alarm says when waiting mail raises an alarm.
 type Alarm struct {
+	// The first alarm.
 	Warning time.Duration `key:"warning" default:"1h" min:"1m" max:"30d"`
-	// Not below `warning`.
+	// The second, urgent one. Not below `warning`.
 	Urgent time.Duration `key:"urgent" default:"4h" min:"1m" max:"30d"`
 }
 
 // Keep says how long what is over is kept.
 type Keep struct {
-	History  time.Duration `key:"history" default:"90d" min:"1d" max:"3650d"`
+	// The trail of each message.
+	History time.Duration `key:"history" default:"90d" min:"1d" max:"3650d"`
+	// What is known of messages that killed a worker.
 	Evidence time.Duration `key:"evidence" default:"30d" min:"1d" max:"3650d"`
 	// All evidence together; the oldest goes first.
 	EvidenceSize Size `key:"evidence_size" default:"1GB"`
@@ -207,8 +212,10 @@ type Keep struct {
 
 // Log is the form of the log.
 type Log struct {
+	// For people and grep, or for programs: text or json.
 	Format LogFormat `key:"format" enum:"text json" default:"text"`
-	Level  LogLevel  `key:"level" enum:"debug info warning error" default:"info"`
+	// The least that is logged: debug, info, warning or error.
+	Level LogLevel `key:"level" enum:"debug info warning error" default:"info"`
 }
 
 // Words with a fixed set of values.

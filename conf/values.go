@@ -230,6 +230,9 @@ func parseInt(s string) (int64, error) {
 	if number, rest := digits(s); number == "" || rest != "" {
 		return 0, fmt.Errorf("not a whole number: %s", quote(s))
 	}
+	if len(s) > 1 && s[0] == '0' {
+		return 0, fmt.Errorf("not a whole number: %s begins with 0", quote(s))
+	}
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n > math.MaxInt32 {
 		return 0, fmt.Errorf("number %s is %w", quote(s), errTooLarge)
@@ -248,10 +251,4 @@ func parseBool(s string) (bool, error) {
 }
 
 // quote shows a value from a file in a message.
-func quote(s string) string {
-	const most = 60
-	if r := []rune(s); len(r) > most {
-		s = string(r[:most]) + "..."
-	}
-	return strconv.QuoteToGraphic(s)
-}
+func quote(s string) string { return strconv.QuoteToGraphic(cut(s)) }
