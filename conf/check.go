@@ -20,7 +20,7 @@ func (d *decoder) finish(broken bool) {
 			v.SetString(filepath.Join(c.State, f.below))
 		}
 	}
-	told := slices.ContainsFunc(d.errs, func(e Error) bool { return e.Key == "queues" })
+	told := slices.ContainsFunc(d.errs, func(e Error) bool { return e.Key == "queues" || e.Hint == `did you mean "queues"?` })
 	if len(c.Queues) == 0 && !broken && !told {
 		d.wrong("queues", "there is no queue to work on", "the least is: queues: [{name: mta, type: sendmail, in: DIR, out: DIR}]")
 	}
@@ -107,6 +107,10 @@ func (d *decoder) directories() {
 			out = append(out, dir{p, base + ".out", "the outbound side of queue " + q.Name})
 		}
 	}
+	if len(in)+len(out) > maxDirs {
+		d.wrong("queues", fmt.Sprintf("more than %d directories", maxDirs), "write them as patterns")
+		return
+	}
 	for i, a := range in {
 		for _, b := range in[:i] {
 			d.apart(a, b)
@@ -177,10 +181,13 @@ func (d *decoder) apart(a, b dir) {
 func (d *decoder) where(key string) string { return d.conf.Pos(d.setKey(key)) }
 
 func within(a, b dir) string {
-	if inside(b.path, a.path) {
-		return "also " + b.what
+	switch {
+	case !inside(b.path, a.path):
+		return fmt.Sprintf("inside %s, %s", b.what, quote(b.path))
+	case a.key == b.key:
+		return "there twice"
 	}
-	return fmt.Sprintf("inside %s, %s", b.what, quote(b.path))
+	return "also " + b.what
 }
 
 // inside says whether a is b or below it. Either may be a shell pattern: a

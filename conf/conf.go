@@ -94,11 +94,10 @@ func Parse(files []Source) (*Config, error) {
 	for _, src := range files {
 		tree, t := parseText(src)
 		d.files = append(d.files, t)
-		if tree == nil {
-			broken = true
-			continue
+		broken = broken || tree == nil || tree.kind != mapNode
+		if tree != nil {
+			d.section(tree, v, "")
 		}
-		d.section(tree, v, "")
 	}
 	d.finish(broken)
 	if err := d.report(); err != nil {

@@ -46,6 +46,12 @@ func section(t reflect.Type) bool { return t.Kind() == reflect.Struct && t != re
 // every fourth byte, and nobody reads a thousand errors.
 const maxErrors = 200
 
+// Bounds of what is compared with each other.
+const (
+	maxQueues = 256
+	maxDirs   = 1024 // in and out of all queues
+)
+
 // decoder fills a Config from the nodes of several files.
 type decoder struct {
 	conf  *Config
@@ -63,11 +69,17 @@ type name struct {
 
 // fail reports an error at a place. The line's text is added by report.
 func (d *decoder) fail(at place, key, message, hint string) {
-	if len(d.errs) >= maxErrors {
-		d.more = true
+	if d.full() {
 		return
 	}
 	d.errs = append(d.errs, Error{File: at.file, Line: at.line, Column: at.column, Key: key, Message: message, Hint: hint})
+}
+
+// full says that no more errors are taken, and notes that something
+// was not checked.
+func (d *decoder) full() bool {
+	d.more = d.more || len(d.errs) >= maxErrors
+	return d.more
 }
 
 // report returns all errors by place: files in the order they were given.
@@ -87,6 +99,7 @@ func (d *decoder) report() error {
 	if len(all) > maxErrors {
 		all, d.more = all[:maxErrors], true
 	}
+	all = slices.Compact(all)
 	for i := range all {
 		if lines := d.files[order[all[i].File]].lines; all[i].Text == "" && all[i].Line <= len(lines) {
 			all[i].Text = lines[all[i].Line-1]
@@ -94,7 +107,7 @@ func (d *decoder) report() error {
 	}
 	if d.more {
 		last := &all[len(all)-1]
-		last.Message += "; more errors are left out"
+		last.Message += "; too many errors, the rest was not checked"
 	}
 	return Errors(all)
 }
@@ -115,8 +128,8 @@ func setDefaults(v reflect.Value) {
 
 // section fills one section from one file.
 func (d *decoder) section(n *node, v reflect.Value, path string) {
-	if n.null() {
-		return // all of its keys are commented out
+	if n.kind == badNode || n.null() {
+		return // null: all of its keys are commented out
 	}
 	if n.kind != mapNode {
 		d.fail(n.at, path, fmt.Sprintf("%s must be a section of keys, not %s", subject(path), n.what()), "")
@@ -124,8 +137,11 @@ func (d *decoder) section(n *node, v reflect.Value, path string) {
 	}
 	fields := fieldsOf(v.Type())
 	seen := map[string]place{}
-	for i := 0; i < len(n.content); i += 2 {
+	for i := 0; i < len(n.content) && !d.full(); i += 2 {
 		k, value := n.content[i], n.content[i+1]
+		if k.kind == badNode {
+			continue
+		}
 		if k.kind != scalarNode {
 			d.fail(k.at, path, fmt.Sprintf("a key must be a word, not %s", k.what()), "")
 			continue
@@ -159,6 +175,9 @@ func (d *decoder) key(f field, at place, n *node, v reflect.Value, path string) 
 		d.section(n, v, path)
 		return
 	}
+	if n.kind == badNode {
+		return
+	}
 	if queues, ok := v.Addr().Interface().(*[]Queue); ok {
 		d.queues(n, queues, path)
 		return
@@ -177,6 +196,13 @@ func (d *decoder) queues(n *node, queues *[]Queue, path string) {
 		return
 	}
 	for _, item := range n.content {
+		if len(*queues) == maxQueues {
+			d.fail(item.at, path, fmt.Sprintf("more than %d queues", maxQueues), "")
+			return
+		}
+		if item.kind == badNode {
+			continue
+		}
 		var q Queue
 		v := reflect.ValueOf(&q).Elem()
 		setDefaults(v)
@@ -301,6 +327,8 @@ func (d *decoder) kick(n *node, bad func(place, string, string)) (Kick, bool) {
 	for i, word := range n.content {
 		var s string
 		switch {
+		case word.kind == badNode:
+			ok = false
 		case word.kind != scalarNode || word.null():
 			bad(word.at, "a word of a command must be a text, not "+word.what(), "")
 			ok = false
@@ -319,6 +347,9 @@ func (d *decoder) kick(n *node, bad func(place, string, string)) (Kick, bool) {
 
 // scalar reads one word into target and checks it.
 func (d *decoder) scalar(f field, n *node, target any, bad func(place, string, string)) bool {
+	if n.kind == badNode {
+		return false
+	}
 	if n.kind != scalarNode || n.null() {
 		bad(n.at, fmt.Sprintf("must be %s, not %s", wanted(f, target), n.what()), "")
 		return false

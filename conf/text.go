@@ -25,6 +25,7 @@ const (
 	scalarNode kind = iota
 	mapNode
 	listNode
+	badNode // refused, and reported already
 )
 
 // node is a value in a file. A map's content is key, value, key, value.
@@ -240,13 +241,13 @@ func parseAll(data []byte) error {
 }
 
 // convert copies the library's tree and refuses what a configuration does
-// not need. depth bounds the recursion; a subtree beyond it is left out.
+// not need. depth bounds the recursion; a subtree beyond it is refused.
 func (t *text) convert(y *yaml.Node, depth int) *node {
 	n := &node{value: y.Value, tag: y.Tag, at: place{t.name, y.Line, y.Column}}
 	n.quoted = y.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0
 	fail := func(message, hint string) *node {
 		t.fail(y.Line, y.Column, message, hint)
-		return nil
+		return &node{kind: badNode, at: n.at}
 	}
 	switch {
 	case y.Kind == yaml.AliasNode:
@@ -262,18 +263,8 @@ func (t *text) convert(y *yaml.Node, depth int) *node {
 	case y.Kind == yaml.SequenceNode:
 		n.kind = listNode
 	}
-	for i := 0; i < len(y.Content); i++ {
-		c := t.convert(y.Content[i], depth+1)
-		if n.kind == mapNode {
-			i++
-			v := t.convert(y.Content[i], depth+1)
-			if c == nil || v == nil {
-				continue
-			}
-			n.content = append(n.content, c, v)
-		} else if c != nil {
-			n.content = append(n.content, c)
-		}
+	for _, c := range y.Content {
+		n.content = append(n.content, t.convert(c, depth+1))
 	}
 	return n
 }

@@ -207,7 +207,7 @@ func ParseShare(s string) (Share, error) {
 	case f <= 1:
 		return Share(f), nil
 	case !percent && f <= 100:
-		return 0, fmt.Errorf("a share is a percentage or a fraction of 1: %s%%", number)
+		return 0, fmt.Errorf("a share above 1 needs a percent sign: %s%%", number)
 	}
 	return 0, errors.New("a share is at most 100%")
 }
