@@ -13,6 +13,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Source is one file of a configuration.
@@ -68,18 +70,16 @@ func Load(path string) (*Config, error) {
 // readFile reads a regular file, up to one byte more than is allowed. It
 // does not wait for the writer of a pipe.
 func readFile(name string) ([]byte, error) {
-	st, err := os.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file", printable(name))
-	}
-	f, err := os.Open(name)
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if st, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", printable(name))
+	}
 	return io.ReadAll(io.LimitReader(f, maxFile+1))
 }
 

@@ -102,6 +102,26 @@ func TestValuesSurviveWriting(t *testing.T) {
 	}
 }
 
+// Any YAML reader must take what we write for the text it is.
+func TestAwkwardTextIsQuoted(t *testing.T) {
+	c := mustParse(t, least)
+	c.User = "yes"
+	c.State = "/a: b #c"
+	c.Queues[0].Kick = Kick{Command: []string{"/x", "no", "12", "- y", "~", "null", "a\u202eb", "", "=", "<<", "*a", "1:30"}}
+	text := string(c.YAML())
+	for _, want := range []string{
+		`user: "yes"`, `state: "/a: b #c"`,
+		`kick: [/x, "no", "12", "- y", "~", "null", "a\u202eb", "", "=", "<<", "*a", "1:30"]`,
+	} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("%s is not in\n%s", want, text)
+		}
+	}
+	if again := mustParse(t, text); !reflect.DeepEqual(values(again), values(c)) {
+		t.Errorf("read as\n%s", again.YAML())
+	}
+}
+
 func TestAdjacentDirectoriesAreNotOverlapping(t *testing.T) {
 	mustParse(t, `queues:
   - {name: a, type: sendmail, in: [/q/in, /q/in2, "/q/x*"], out: /q/out}

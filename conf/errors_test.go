@@ -71,7 +71,7 @@ func checkErrors(t *testing.T, files []Source, wrong Errors) {
 	order, split := map[string]int{}, make([][]string, len(files))
 	for i, f := range files {
 		order[f.Name] = i
-		split[i] = strings.Split(strings.TrimPrefix(string(f.Data), "\ufeff"), "\n")
+		split[i] = strings.Split(strings.ReplaceAll(strings.TrimPrefix(string(f.Data), "\ufeff"), "\r\n", "\n"), "\n")
 	}
 	var last Error
 	for i, e := range wrong {
@@ -83,7 +83,7 @@ func checkErrors(t *testing.T, files []Source, wrong Errors) {
 		if e.Line < 1 || e.Line > len(lines) || e.Column < 1 || e.Column > len([]rune(lines[e.Line-1]))+1 {
 			t.Errorf("place is not in the file of %d lines: %s", len(lines), e.Error())
 		}
-		if len(files[at].Data) <= maxFile && e.Text != strings.TrimSuffix(lines[e.Line-1], "\r") {
+		if len(files[at].Data) <= maxFile && e.Text != lines[e.Line-1] {
 			t.Errorf("line %d is %q, not %q", e.Line, lines[e.Line-1], e.Text)
 		}
 		if i > 0 && (at < order[last.File] || at == order[last.File] && (e.Line < last.Line || e.Line == last.Line && e.Column < last.Column)) {
