@@ -119,7 +119,7 @@ func (d *decoder) directories() {
 			d.apart(b, a)
 		}
 	}
-	own := []dir{
+	d.own([]dir{
 		{c.Paths.Work, "paths.work", "the work directory"},
 		{c.Paths.Outbox, "paths.outbox", "the outbox"},
 		{c.Paths.Quarantine, "paths.quarantine", "the quarantine"},
@@ -127,11 +127,16 @@ func (d *decoder) directories() {
 		{c.Paths.Evidence, "paths.evidence", "the evidence"},
 		{c.Paths.Ledger, "paths.ledger", "the ledger"},
 		{c.Paths.Control, "paths.control", "the control socket"},
-	}
-	d.own(own, append(in, out...))
+	}, append(in, out...))
+	d.socket()
+}
+
+// socket refuses a name that no socket can have.
+func (d *decoder) socket() {
+	control := d.conf.Paths.Control
 	const longest = 107 // sun_path of unix(7) without its NUL
-	if n := len(c.Paths.Control); n > longest {
-		d.wrong(d.setKey("paths.control"), fmt.Sprintf("the control socket %s has a name of %d bytes, more than the %d that a socket can have", quote(c.Paths.Control), n, longest), "set paths.control to a short path, such as /run/holdfast/control.sock")
+	if n := len(control); n > longest {
+		d.wrong(d.setKey("paths.control"), fmt.Sprintf("the control socket %s has a name of %d bytes, more than the %d that a socket can have", quote(control), n, longest), "set paths.control to a short path, such as /run/holdfast/control.sock")
 	}
 }
 

@@ -91,6 +91,9 @@ func Parse(files []Source) (*Config, error) {
 	v := reflect.ValueOf(d.conf).Elem()
 	setDefaults(v)
 	broken := false
+	if len(files) == 0 {
+		files = []Source{{Name: "configuration"}} // an error needs a place
+	}
 	for _, src := range files {
 		tree, t := parseText(src)
 		d.files = append(d.files, t)

@@ -122,6 +122,12 @@ func TestAwkwardTextIsQuoted(t *testing.T) {
 	}
 }
 
+func TestNoFileIsAnEmptyOne(t *testing.T) {
+	if c, err := Parse(nil); c != nil || err == nil || err.Error() != "configuration:1:1: file is empty (remove it, or see the example configuration)" {
+		t.Errorf("got %v, %v", c, err)
+	}
+}
+
 func TestAdjacentDirectoriesAreNotOverlapping(t *testing.T) {
 	mustParse(t, `queues:
   - {name: a, type: sendmail, in: [/q/in, /q/in2, "/q/x*"], out: /q/out}

@@ -43,19 +43,27 @@ type units []struct {
 }
 
 var sizeUnits = units{
-	{"TiB", 1 << 40}, {"TB", 1e12},
-	{"GiB", 1 << 30}, {"GB", 1e9},
-	{"MiB", 1 << 20}, {"MB", 1e6},
-	{"KiB", 1 << 10}, {"kB", 1e3},
+	{"TiB", 1 << 40},
+	{"TB", 1e12},
+	{"GiB", 1 << 30},
+	{"GB", 1e9},
+	{"MiB", 1 << 20},
+	{"MB", 1e6},
+	{"KiB", 1 << 10},
+	{"kB", 1e3},
 	{"B", 1},
 }
 
 // Short forms mean what the long ones do: k, M, G and T count in thousands.
 var sizeShort = units{
-	{"Ti", 1 << 40}, {"T", 1e12},
-	{"Gi", 1 << 30}, {"G", 1e9},
-	{"Mi", 1 << 20}, {"M", 1e6},
-	{"Ki", 1 << 10}, {"k", 1e3},
+	{"Ti", 1 << 40},
+	{"T", 1e12},
+	{"Gi", 1 << 30},
+	{"G", 1e9},
+	{"Mi", 1 << 20},
+	{"M", 1e6},
+	{"Ki", 1 << 10},
+	{"k", 1e3},
 }
 
 var durationUnits = units{
