@@ -195,6 +195,9 @@ type Queue interface {
 	Commit(ctx context.Context, plans []Plan) []Outcome
 	// Resume finishes a decided plan after a crash.
 	Resume(ctx context.Context, c Claim) Outcome
+	// Sweep removes what a crash after a decision left of a message whose
+	// control file is gone. The caller's journal names the decision and st.
+	Sweep(ctx context.Context, id ID, st Stats) error
 	// Kick asks the MTA to deliver the given messages (outbound ids) now.
 	Kick(ctx context.Context, names []string) error
 	// Requeue puts a quarantine item back on the outbound side, for its

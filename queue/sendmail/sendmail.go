@@ -1,0 +1,367 @@
+// Package sendmail serves sendmail's queue directories (8.12 and later):
+// control files qf…, data files df…, locked and moved as sendmail itself
+// does. Formats and facts: reference queue-formats.md, part A; the order of
+// every operation: CUSTODY.
+package sendmail
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/queue"
+	"holdfast/queue/durable"
+)
+
+// Config describes one queue.
+type Config struct {
+	Name           string
+	In, Out        []string // directories or shell patterns, read again at each listing
+	Work           string   // directory for large rendered messages
+	Token          string   // this installation's, 32 hexadecimal digits
+	RenderInMemory int64    // bytes; a larger message is rendered into Work
+	MaxControl     int64    // bytes of a control file
+	MaxRecipients  int
+	Lock           string   // "flock", or "ofd" for builds that lock with fcntl
+	Kick           []string // command to which -qI<id> is appended per message; empty: none
+	Store          queue.Store
+	FS             *durable.FS
+	Report         func(Event)
+}
+
+// Event is something about the queue that an operator should know.
+type Event struct {
+	ID   queue.ID
+	What string
+	Err  error
+}
+
+// Queue is one configured queue. It implements queue.Queue.
+type Queue struct {
+	Config
+	ids   idSource
+	kicks kicker
+
+	mu    sync.Mutex
+	holds map[string]*os.File // inbound directories that are locked for life
+}
+
+// New checks the configuration; it does not look at the disk.
+func New(c Config) (*Queue, error) {
+	switch {
+	case c.Name == "" || len(c.In) == 0 || len(c.Out) == 0:
+		return nil, errors.New("a sendmail queue needs a name, inbound and outbound directories")
+	case len(c.Token) < 16 || strings.ContainsAny(c.Token, " =,\n"):
+		return nil, errors.New("a sendmail queue needs the installation's token")
+	case c.Lock != "flock" && c.Lock != "ofd":
+		return nil, fmt.Errorf("lock %q is neither flock nor ofd", c.Lock)
+	}
+	if c.MaxControl == 0 {
+		c.MaxControl = 16 << 20
+	}
+	if c.MaxRecipients == 0 {
+		c.MaxRecipients = 50_000
+	}
+	if c.Report == nil {
+		c.Report = func(Event) {}
+	}
+	q := &Queue{Config: c, holds: map[string]*os.File{}}
+	q.kicks.report = c.Report
+	return q, nil
+}
+
+// Name is the queue's name in the configuration.
+func (q *Queue) Name() string { return q.Config.Name }
+
+// place is one queue directory; sub-directories qf and df, where they
+// exist, hold the files of that kind (reference: A1).
+type place struct{ base, qf, df string }
+
+func at(base string) place {
+	p := place{base: base, qf: base, df: base}
+	if st, err := os.Stat(filepath.Join(base, "qf")); err == nil && st.IsDir() {
+		p.qf = filepath.Join(base, "qf")
+	}
+	if st, err := os.Stat(filepath.Join(base, "df")); err == nil && st.IsDir() {
+		p.df = filepath.Join(base, "df")
+	}
+	return p
+}
+
+func (p place) control(id string) string { return filepath.Join(p.qf, "qf"+id) }
+func (p place) data(id string) string    { return filepath.Join(p.df, "df"+id) }
+
+// Prepared files: names that sendmail's runner ignores.
+func (p place) newControl(id string, n int) string {
+	return filepath.Join(p.qf, fmt.Sprintf("hc%s.%d", id, n))
+}
+
+func (p place) newData(id string, n int) string {
+	return filepath.Join(p.df, fmt.Sprintf("hb%s.%d", id, n))
+}
+
+// expand returns the directories that patterns name now.
+func expand(patterns []string) ([]string, error) {
+	var out []string
+	for _, pattern := range patterns {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, fmt.Errorf("pattern %s: %w", pattern, err)
+		}
+		for _, p := range paths {
+			if st, err := os.Stat(p); err == nil && st.IsDir() {
+				out = append(out, p)
+			}
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("no directory matches %s: %w", strings.Join(patterns, ", "), fs.ErrNotExist)
+	}
+	return out, nil
+}
+
+// outbound chooses the outbound directory of an id: on the file system of
+// its inbound directory, and the same one each time.
+func (q *Queue) outbound(in place, id string) (place, error) {
+	dirs, err := expand(q.Out)
+	if err != nil {
+		return place{}, err
+	}
+	dev, err := device(in.qf)
+	if err != nil {
+		return place{}, err
+	}
+	var same []string
+	for _, d := range dirs {
+		if other, err := device(d); err == nil && other == dev {
+			same = append(same, d)
+		}
+	}
+	if len(same) == 0 {
+		return place{}, fmt.Errorf("no outbound directory is on the file system of %s", in.base)
+	}
+	h := fnv.New32a()
+	h.Write([]byte(id))
+	return at(same[int(h.Sum32()%uint32(len(same)))]), nil
+}
+
+func device(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Dev, nil
+}
+
+// HoldDirs locks every inbound directory for the life of the process, so
+// that two daemons never work on one. It names who holds it.
+func (q *Queue) HoldDirs() error {
+	dirs, err := expand(q.In)
+	if err != nil {
+		return err
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, d := range dirs {
+		if err := q.hold(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hold is called with mu held.
+func (q *Queue) hold(dir string) error {
+	if q.holds[dir] != nil {
+		return nil
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return fmt.Errorf("queue directory %s is in use by another Holdfast%s: %w", dir, lockHolder(dir), err)
+	}
+	q.holds[dir] = f
+	return nil
+}
+
+// lockHolder looks the holder of a flock up in /proc/locks (proc_locks(5)).
+func lockHolder(dir string) string {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return ""
+	}
+	text, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return ""
+	}
+	want := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 5 && f[5] == want {
+			return " (process " + f[4] + ")"
+		}
+	}
+	return ""
+}
+
+// Close lets go of the directories.
+func (q *Queue) Close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for d, f := range q.holds {
+		f.Close()
+		delete(q.holds, d)
+	}
+}
+
+// What a listing leaves alone, and counts.
+const (
+	skipHeld     = "hf: quarantined in the MTA"
+	skipLost     = "Qf: lost, refused by the MTA"
+	skipLong     = "name too long for sendmail"
+	skipStrange  = "not a regular file"
+	skipEmpty    = "control file still empty"
+	skipOrphan   = "data file without control file"
+	skipPrepared = "prepared file of a commit that a crash ended"
+)
+
+const (
+	pageSize    = 512
+	maxNameLen  = 20            // sendmail skips longer names (reference: A1)
+	orphanAfter = 2 * time.Hour // a younger data file may still be received
+)
+
+// List yields what is in the inbound directories, with the control file's
+// time. Nothing is opened.
+func (q *Queue) List(ctx context.Context, yield func(queue.Entry) bool) (queue.Listing, error) {
+	res := queue.Listing{Skipped: map[string]int{}}
+	dirs, err := expand(q.In)
+	if err != nil {
+		return res, err
+	}
+	for _, base := range dirs {
+		p := at(base)
+		for _, dir := range p.distinct() {
+			more, err := q.listDir(ctx, p, dir, &res, yield)
+			if err != nil || !more {
+				return res, err
+			}
+		}
+	}
+	return res, nil
+}
+
+func (p place) distinct() []string {
+	out := []string{p.qf}
+	if p.df != p.qf {
+		out = append(out, p.df)
+	}
+	return out
+}
+
+func (q *Queue) listDir(ctx context.Context, p place, dir string, res *queue.Listing, yield func(queue.Entry) bool) (bool, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return false, err
+	}
+	defer d.Close()
+	for {
+		names, err := d.Readdirnames(pageSize)
+		for _, name := range names {
+			if ctx.Err() != nil {
+				return false, ctx.Err()
+			}
+			e, ok := q.listed(p, dir, name, res)
+			if !ok {
+				continue
+			}
+			res.Messages++
+			if !yield(e) {
+				return false, nil
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return true, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("read directory %s: %w", dir, err)
+		}
+	}
+}
+
+// listed judges one directory entry by its name and lstat.
+func (q *Queue) listed(p place, dir, name string, res *queue.Listing) (queue.Entry, bool) {
+	skip := func(why string) (queue.Entry, bool) {
+		res.Skipped[why]++
+		return queue.Entry{}, false
+	}
+	switch kind := name[:min(2, len(name))]; {
+	case kind == "qf" && dir == p.qf:
+	case kind == "hf":
+		return skip(skipHeld)
+	case kind == "Qf":
+		return skip(skipLost)
+	case kind == "hc" || kind == "hb":
+		if q.isOrphan(p, name) {
+			return skip(skipPrepared)
+		}
+		return queue.Entry{}, false
+	case kind == "df":
+		if q.isOrphan(p, name) {
+			return skip(skipOrphan)
+		}
+		return queue.Entry{}, false
+	default:
+		return queue.Entry{}, false // tf, xf and what is not sendmail's
+	}
+	if len(name) > maxNameLen {
+		return skip(skipLong)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(filepath.Join(dir, name), &st); err != nil {
+		return queue.Entry{}, false // gone meanwhile
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return skip(skipStrange)
+	case st.Size == 0:
+		return skip(skipEmpty)
+	}
+	return queue.Entry{
+		ID: queue.ID{Queue: q.Config.Name, Dir: p.base, Name: name[2:]}, Arrived: time.Unix(st.Mtim.Unix()), Size: st.Size,
+	}, true
+}
+
+// isOrphan says that a file has had no control file for long.
+func (q *Queue) isOrphan(p place, name string) bool {
+	id, _, _ := strings.Cut(name[2:], ".")
+	if name[:2] == "df" {
+		id = name[2:]
+	}
+	if _, err := os.Lstat(p.control(id)); !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	for _, dir := range p.distinct() {
+		if st, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return time.Since(st.ModTime()) > orphanAfter
+		}
+	}
+	return false
+}
+
+// validID says that s can be a queue id: no path, short enough for sendmail.
+func validID(s string) bool {
+	return s != "" && len(s) <= maxNameLen-2 && !strings.ContainsAny(s, "/\x00\n\r ,=")
+}
