@@ -44,8 +44,9 @@ const (
 // ends for all plans before the next begins, and the plans share its fsyncs:
 //
 //  1. prepare: plain: link df into out. kept: prepare the item. rewritten:
-//     unnamed files, content, fsync, items, then names in `in`
-//  2. fsync the directories with new names
+//     unnamed files, content, fsync, items
+//  2. fsync the directories with new names. rewritten: name the file with
+//     the marker; fsync; name the others; fsync
 //  3. decide: plain: rename qf into out. kept, dropped: unlink qf.
 //     rewritten: exchange the marked control file with qf
 //  4. fsync out, then in
@@ -63,14 +64,12 @@ func (q *Queue) Commit(ctx context.Context, plans []queue.Plan) []queue.Outcome 
 	}
 	q.phase(jobs, func(j *job) error { return q.prepare(ctx, j) })
 	q.sync(jobs, func(j *job) []string {
-		switch j.kind {
-		case plain:
+		if j.kind == plain {
 			return []string{j.out.df}
-		case rewritten:
-			return []string{j.in.df, j.in.qf}
 		}
 		return nil
 	})
+	q.nameFiles(jobs)
 	q.phase(jobs, q.decide)
 	q.sync(jobs, func(j *job) []string {
 		if j.kind == plain {

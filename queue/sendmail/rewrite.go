@@ -32,9 +32,8 @@ type lockedNew struct{ f *os.File }
 
 // prepareFiles writes what a rewritten message needs. Order: unnamed files
 // (their inodes are the marker's), bodies, control files, fsync of each,
-// quarantine items, then names: the control file with the marker first, for
-// it names the others. A crash before that name leaves nothing; a later one
-// leaves files that the marker names.
+// quarantine items. A crash leaves nothing of it; what has a name later
+// (nameFiles) is named by the marker.
 func (q *Queue) prepareFiles(ctx context.Context, j *job) error {
 	id := j.entry.ID.Name
 	m := marker{token: q.Token, orig: j.stats.Control.Ino, df: j.stats.Data.Ino, final: finalRemove}
@@ -80,15 +79,35 @@ func (q *Queue) prepareFiles(ctx context.Context, j *job) error {
 		m.groups, changes[i] = append(m.groups, p), ch
 		j.marker = m
 	}
-	if err := q.writeControls(j, m, changes, files); err != nil {
-		return err
+	return q.writeControls(j, m, changes, files)
+}
+
+// nameFiles gives prepared files their names: the one with the marker first,
+// durable before the others, so that no other is ever there without it.
+func (q *Queue) nameFiles(jobs []*job) {
+	names := func(j *job) []string {
+		if j.kind != rewritten {
+			return nil
+		}
+		return []string{j.in.qf, j.in.df}
 	}
-	for _, n := range j.made { // the head is the first
-		if err := q.FS.Link(n.f.OS(), n.path); err != nil {
-			return err
+	link := func(of func(*job) []newFile) func(*job) error {
+		return func(j *job) error {
+			if j.kind != rewritten {
+				return nil
+			}
+			for _, n := range of(j) {
+				if err := q.FS.Link(n.f.OS(), n.path); err != nil {
+					return err
+				}
+			}
+			return nil
 		}
 	}
-	return nil
+	q.phase(jobs, link(func(j *job) []newFile { return j.made[:1] }))
+	q.sync(jobs, names)
+	q.phase(jobs, link(func(j *job) []newFile { return j.made[1:] }))
+	q.sync(jobs, names)
 }
 
 // free refuses an id that another outbound message has.
@@ -389,8 +408,10 @@ func (q *Queue) sweepPrepared(in place, id string, m marker, made []newFile) err
 		}
 	}
 	if m.self != 0 {
-		if err := q.FS.FsyncDir(in.qf); err != nil {
-			return err
+		for _, dir := range in.distinct() {
+			if err := q.FS.FsyncDir(dir); err != nil {
+				return err
+			}
 		}
 		q.unlinkInode(in.newControl(id, 0), m.self)
 	}

@@ -1,0 +1,237 @@
+// Package gateway is the place where queue, scan and poison meet: it claims
+// messages, runs them through workers, and commits what was decided.
+//
+// loop.go is the whole way of a message, top to bottom.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"holdfast/cmd/holdfast/internal/control"
+	"holdfast/poison"
+	"holdfast/poison/evidence"
+	"holdfast/poison/ledger"
+	"holdfast/poison/recorder"
+	"holdfast/queue"
+	"holdfast/queue/history"
+	"holdfast/queue/quarantine"
+	"holdfast/scan"
+)
+
+// Settings are the parts of the configuration that the loop needs.
+type Settings struct {
+	BatchMessages   int
+	BatchBytes      int64
+	NewestShare     float64 // 0 to 1
+	Workers         int
+	Poll            time.Duration
+	LedgerAge       time.Duration // rows of other machines younger than this are left alone
+	ShutdownTimeout time.Duration
+	MinFree         uint64 // bytes below which no mail is claimed
+	FreeDirs        []string
+	PauseFile       string
+	Policy          scan.Policy
+	Monitor         bool // judge and log, always release unmodified
+	DryRun          bool // judge and log, commit nothing
+	Drain           bool // end when nothing can be claimed
+	AlarmAges       []time.Duration
+}
+
+// A Runner runs messages through one fresh worker. It never fails: what went
+// wrong is in the result.
+type Runner interface {
+	Run(ctx context.Context, job Job) Result
+	// Canary returns a benign message of about that size and part count.
+	Canary(size int64, parts int) (*os.File, error)
+	// Version names the worker's build: strikes on different versions do not add up.
+	Version() string
+}
+
+// Job is what one worker is to do.
+type Job struct {
+	Messages []Input
+	More     bool                            // the larger memory allowance
+	Stamp    func(i int, stage, part string) // where the worker is; called from any goroutine
+}
+
+// Input is one rendered message.
+type Input struct {
+	File *os.File
+	Size int64
+}
+
+// Result is how a run ended.
+type Result struct {
+	Reports []*scan.Report // by message; nil where the worker did not finish it
+	Stages  [][]history.Stage
+	Stamped int           // the message that the worker was at, -1 if unknown
+	Death   *poison.Death // nil: it ended well
+	Stderr  string
+	Crash   string
+	Took    time.Duration
+}
+
+// Deps are the parts that a gateway works with.
+type Deps struct {
+	Settings Settings
+	Queues   []queue.Queue
+	Store    *quarantine.Store
+	Ledger   *ledger.Ledger
+	Recorder *recorder.Recorder
+	History  *history.Writer
+	Evidence evidence.Dir
+	Runner   Runner
+	Report   func(Event)
+	Beat     func() // called by the loop at least once per second while it is well
+	Now      func() time.Time
+}
+
+// A Gateway is one running loop.
+type Gateway struct {
+	Deps
+	machine  *poison.Machine
+	pickers  []*picker
+	backoff  *backoff
+	messages map[poison.Key]*message
+	pending  []poison.Run          // main lane, in order
+	isolate  []poison.Run          // isolation lane, in order
+	running  map[poison.RunID]*run // by run
+	canaries []poison.RunCanary    // wanted
+	finished []ledger.Finish       // ride with the next Begin
+	kicks    map[queue.Queue][]string
+	tickAt   time.Time
+	breaker  string
+	paused   bool
+	lowSpace string
+	stopping bool
+	turn     int // which queue is next
+	alarmed  map[string]int
+
+	results chan runResult
+	listed  chan listed
+	wake    chan struct{}
+	ask     chan chan control.Status
+
+	mu     sync.Mutex
+	stamps map[poison.Key]stamp // written by runs, read by Status
+	counts map[string]int64
+	skips  map[string]int
+}
+
+// message is one claimed message on its way through the loop.
+type message struct {
+	key     poison.Key
+	queue   queue.Queue
+	claim   queue.Claim
+	env     queue.Envelope
+	render  *os.File
+	size    int64
+	began   time.Time
+	stages  []history.Stage
+	report  *scan.Report
+	verdict scan.Verdict
+	note    string
+	deaths  []poison.Death
+	stderr  string
+	crash   string
+}
+
+func (m *message) id() queue.ID { return m.claim.Entry().ID }
+
+type stamp struct{ stage, part string }
+
+type run struct {
+	poison.Run
+	canary *poison.RunCanary
+	cancel context.CancelFunc
+}
+
+type runResult struct {
+	id  poison.RunID
+	res Result
+}
+
+// New makes a gateway. Recover must be called before Run.
+func New(d Deps) *Gateway {
+	s := d.Settings
+	g := &Gateway{
+		Deps: d, machine: poison.New(poison.Options{Lanes: s.Workers}),
+		backoff: newBackoff(1_000_000), messages: map[poison.Key]*message{},
+		running: map[poison.RunID]*run{}, kicks: map[queue.Queue][]string{},
+		alarmed: map[string]int{},
+		results: make(chan runResult, s.Workers+2), listed: make(chan listed, 1),
+		wake: make(chan struct{}, 1), ask: make(chan chan control.Status),
+		stamps: map[poison.Key]stamp{}, counts: map[string]int64{}, skips: map[string]int{},
+	}
+	for _, q := range d.Queues {
+		g.pickers = append(g.pickers, newPicker(q, g.backoff, g.listed, s.BatchMessages, s.Workers))
+	}
+	return g
+}
+
+// Wake makes the loop look around now. It never blocks.
+func (g *Gateway) Wake() {
+	select {
+	case g.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Status asks the loop what it is doing.
+func (g *Gateway) Status(ctx context.Context) (control.Status, error) {
+	answer := make(chan control.Status, 1)
+	select {
+	case g.ask <- answer:
+	case <-ctx.Done():
+		return control.Status{}, fmt.Errorf("the loop does not answer: %w", ctx.Err())
+	}
+	return <-answer, nil
+}
+
+func (g *Gateway) status(now time.Time) control.Status {
+	st := control.Status{Paused: g.paused, Breaker: g.breaker, Counts: map[string]int64{}, Skipped: map[string]int{}}
+	if st.Breaker == "" {
+		st.Breaker = g.lowSpace
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for k, m := range g.messages {
+		at := g.stamps[k]
+		if at.stage == "" {
+			at.stage = "waiting for a worker"
+		}
+		st.InFlight = append(st.InFlight, control.InFlight{
+			Queue: m.id().Queue, ID: m.id().Name, Since: m.began, Stage: at.stage, Part: at.part,
+		})
+	}
+	for _, w := range g.backoff.waiting(now) {
+		st.Waiting = append(st.Waiting, control.Waiting{Queue: w.ID.Queue, ID: w.ID.Name, Until: w.Until, Tries: w.Tries, Why: w.Why})
+	}
+	for k, n := range g.counts {
+		st.Counts[k] = n
+	}
+	for k, n := range g.skips {
+		st.Skipped[k] = n
+	}
+	return st
+}
+
+// Left is what a drain could not settle.
+type Left struct {
+	ID  queue.ID
+	Why string
+}
+
+// Summary is how a drain ended.
+type Summary struct {
+	Counts map[string]int64
+	Left   []Left
+	Took   time.Duration
+}
+
+var errStopped = errors.New("stopped")

@@ -1,0 +1,478 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/poison"
+	"holdfast/poison/ledger"
+	"holdfast/queue"
+	"holdfast/queue/history"
+	"holdfast/scan"
+)
+
+// wait sleeps until something happens: a run ended, a listing came, somebody
+// asks or wakes, or a second has passed.
+func (g *Gateway) wait(ctx context.Context) error {
+	t := time.NewTimer(min(time.Second, g.Settings.Poll))
+	defer t.Stop()
+	select {
+	case rr := <-g.results:
+		g.ended(ctx, rr)
+		return nil
+	case l := <-g.listed:
+		return g.heard(l)
+	case <-g.wake:
+		for _, p := range g.pickers {
+			p.due = time.Time{}
+		}
+	case answer := <-g.ask:
+		answer <- g.status(g.Now())
+	case <-t.C:
+	case <-ctx.Done():
+		if g.stopping { // already known: do not spin on it
+			<-t.C
+		}
+	}
+	return nil
+}
+
+// heard takes a listing into its picker and reports what it left alone.
+func (g *Gateway) heard(l listed) error {
+	now := g.Now()
+	p := l.by
+	p.accept(l)
+	if !l.done {
+		return nil
+	}
+	p.due = now.Add(g.Settings.Poll)
+	if l.err != nil && !errors.Is(l.err, context.Canceled) {
+		g.Report(problem("list", fmt.Errorf("list queue %s: %w", p.q.Name(), l.err)))
+		return nil
+	}
+	g.mu.Lock()
+	changed := false
+	for why, n := range l.res.Skipped {
+		key := p.q.Name() + ": " + why
+		changed = changed || g.skips[key] != n
+		g.skips[key] = n
+	}
+	g.mu.Unlock()
+	if changed {
+		f := Fields{"queue": p.q.Name()}
+		for why, n := range l.res.Skipped {
+			f[why] = n
+		}
+		g.Report(Event{Name: EventLeftAlone, Fields: f})
+	}
+	g.alarm(p, now)
+	return nil
+}
+
+// alarm tells of mail that waits too long, once per age and queue.
+func (g *Gateway) alarm(p *picker, now time.Time) {
+	level := 0
+	var oldest time.Duration
+	if len(p.next.old) > 0 {
+		oldest = now.Sub(p.next.old[0].Arrived)
+	}
+	for i, age := range g.Settings.AlarmAges {
+		if age > 0 && oldest > age {
+			level = i + 1
+		}
+	}
+	if level > g.alarmed[p.q.Name()] {
+		g.Report(Event{Name: EventAlarm, ID: p.next.old[0].ID, Fields: Fields{
+			"queue": p.q.Name(), "oldest": oldest.Round(time.Second).String(), "level": level,
+		}})
+	}
+	g.alarmed[p.q.Name()] = level
+}
+
+// listDue says that p should list its directories now. A drain lists again
+// until a listing that began after the last change finds nothing.
+func (g *Gateway) listDue(p *picker) bool {
+	return !p.listed || !g.Now().Before(p.due) || g.Settings.Drain && !g.settledSince(p)
+}
+
+func (g *Gateway) settledSince(p *picker) bool { return p.listed && p.empty() && p.seen == g.changes }
+
+// exclusive says that a run that must be alone is running or next.
+func (g *Gateway) exclusive() bool {
+	for _, r := range g.running {
+		if r.Exclusive {
+			return true
+		}
+	}
+	return len(g.isolate) > 0 && g.isolate[0].Exclusive
+}
+
+// stamp writes what is about to be done to m where a death cannot erase it.
+func (g *Gateway) stamp(step string, m *message) { g.recorderStamp(step, string(m.key)) }
+
+func (g *Gateway) recorderStamp(step, item string) {
+	if err := g.Recorder.Stamp(step, item); err != nil {
+		g.Report(problem("recorder", err))
+	}
+}
+
+func (g *Gateway) unstamp() {
+	if err := g.Recorder.Clear(); err != nil {
+		g.Report(problem("recorder", err))
+	}
+}
+
+// cannot books that a step failed for one message: it is left as it is and
+// tried again later. The log gets one line until the reason changes.
+func (g *Gateway) cannot(id queue.ID, step string, err error) {
+	if errors.Is(err, queue.ErrGone) {
+		return // delivered, moved or removed by somebody else: their right
+	}
+	why := step + ": " + err.Error()
+	was, known := g.backoff.last(id)
+	w := g.backoff.delay(id, g.Now(), why)
+	if known && was == why {
+		return
+	}
+	quiet := errors.Is(err, queue.ErrBusy) || errors.Is(err, queue.ErrIncomplete)
+	g.Report(Event{Name: EventSkipped, ID: id, Err: err, Quiet: quiet && w.Tries < 3, Fields: Fields{"step": step, "next_try": w.Until.Format(time.RFC3339)}})
+}
+
+// putBack unlocks a claimed message untouched; it will be claimed again.
+func (g *Gateway) putBack(m *message, why string) {
+	if why != "" {
+		g.backoff.hold(m.id(), g.Now().Add(g.Settings.LedgerAge/4), why)
+		g.Report(Event{Name: EventSkipped, ID: m.id(), Fields: Fields{"why": why}})
+		m.foreign = true
+	} else {
+		g.backoff.forget(m.id())
+	}
+	g.drop(m)
+}
+
+// drop lets go of a message: lock, descriptors, and with the next Begin its
+// row in the ledger.
+func (g *Gateway) drop(m *message) {
+	m.claim.Close()
+	if m.render != nil {
+		m.render.Close()
+		m.render = nil
+	}
+	delete(g.messages, m.key)
+	g.changes++
+	if !m.foreign {
+		g.finished = append(g.finished, ledger.Finish{Key: string(m.key)})
+	}
+	g.mu.Lock()
+	delete(g.stamps, m.key)
+	g.mu.Unlock()
+}
+
+// leave keeps a message in the inbound queue: held by policy, or a dry run.
+func (g *Gateway) leave(m *message) {
+	until := g.Now().Add(100 * 365 * 24 * time.Hour)
+	why := "held by policy"
+	if g.Settings.DryRun {
+		why = "dry run"
+	} else if err := g.setAside(m, aside{Why: why, Reasons: m.verdict.Reasons}); err != nil {
+		g.Report(problem("ledger", err))
+	}
+	g.record(context.Background(), m, queue.Outcome{ID: m.id()})
+	g.backoff.hold(m.id(), until, why)
+	g.drop(m)
+}
+
+// plan turns a verdict into groups of recipients. Monitor mode releases
+// everything unmodified; what would have happened stands in the record.
+func (g *Gateway) plan(m *message) queue.Plan {
+	group := queue.Group{Disposition: queue.Release}
+	if m.verdict.Disposition == scan.Quarantine && !g.Settings.Monitor {
+		text, err := json.Marshal(m.verdict)
+		if err != nil { // plain structs and strings: cannot happen, and the item must not be lost for it
+			text = []byte(`{}`)
+		}
+		group = queue.Group{Disposition: queue.Quarantine, Item: text}
+	}
+	return queue.Plan{Claim: m.claim, Groups: []queue.Group{group}}
+}
+
+func (g *Gateway) released(m *message, out queue.Outcome) bool {
+	return len(out.NewIDs) > 0 && (m.verdict.Disposition != scan.Quarantine || g.Settings.Monitor)
+}
+
+// decided is what the journal knows of a decision: enough to sweep up after
+// a crash between the release and the removal of what is left.
+type decided struct {
+	Disposition string      `json:"disposition"`
+	Stats       queue.Stats `json:"stats"`
+}
+
+func decision(m *message) []byte {
+	text, err := json.Marshal(decided{Disposition: string(m.verdict.Disposition), Stats: m.claim.Stats()})
+	if err != nil {
+		return nil
+	}
+	return text
+}
+
+// convict gives a message that killed its worker, or that no worker can
+// scan, the verdict of policy, after keeping what is known of it.
+func (g *Gateway) convict(key poison.Key, deaths []poison.Death, killed bool) {
+	m := g.messages[key]
+	if m == nil {
+		return
+	}
+	m.deaths = deaths
+	m.verdict = scan.DecideDeaths(g.Settings.Policy, killed, summaries(deaths))
+	g.keepEvidence(m)
+	name := EventUnscannable
+	if killed {
+		name = EventConvicted
+		if err := g.Ledger.Convict(context.Background(), conviction(m)); err != nil {
+			g.Report(problem("ledger", err))
+		}
+	}
+	g.Report(Event{Name: name, ID: m.id(), Fields: Fields{"deaths": summaries(deaths)}})
+	g.commit(context.Background(), []*message{m})
+}
+
+// record writes the trail and the log line of a settled message.
+func (g *Gateway) record(ctx context.Context, m *message, out queue.Outcome) {
+	now := g.Now()
+	rec := history.Record{
+		Time: now, Queue: m.id().Queue, Dir: m.id().Dir, ID: m.id().Name, NewIDs: out.NewIDs,
+		T: m.env.Arrived.Unix(), From: m.env.Sender, Recipients: len(m.env.Recipients), Size: m.size,
+		ClientAddr: m.env.ClientAddr, Verdict: string(m.verdict.Disposition), Stages: m.stages, Note: m.note,
+	}
+	if m.verdict.Disposition == "" {
+		rec.Verdict = m.note
+	}
+	for i := range min(len(m.env.Recipients), history.MaxAddresses) {
+		rec.Addresses = append(rec.Addresses, m.env.Recipients[i].Address)
+	}
+	for _, r := range m.verdict.Reasons {
+		rec.Reasons = append(rec.Reasons, history.Reason{Rule: r.Rule, Text: r.Text, Source: r.Source})
+	}
+	if m.report != nil {
+		rec.MessageID = m.report.MessageID
+	}
+	if g.Settings.Monitor {
+		rec.Note = join(rec.Note, "monitor: released")
+	}
+	if g.Settings.DryRun {
+		rec.Note = join(rec.Note, "dry run: left in the queue")
+	}
+	g.mu.Lock()
+	g.counts[rec.Verdict]++
+	g.mu.Unlock()
+	g.Report(Event{Name: EventMessage, ID: m.id(), Record: &rec})
+	if err := g.History.Append(ctx, []history.Record{rec}); err != nil {
+		g.Report(problem("history", err))
+	}
+}
+
+func join(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "; " + b
+}
+
+// kick asks the MTA to deliver what was released. A failed kick costs time
+// only: the MTA's own queue runs find the mail.
+func (g *Gateway) kick(ctx context.Context) {
+	for q, names := range g.kicks {
+		delete(g.kicks, q)
+		if err := q.Kick(context.WithoutCancel(ctx), names); err != nil {
+			g.Report(problem("kick", fmt.Errorf("kick %d messages of queue %s: %w", len(names), q.Name(), err)))
+		}
+	}
+}
+
+// startRun gives a run to a fresh worker.
+func (g *Gateway) startRun(ctx context.Context, r poison.Run) {
+	job := Job{More: r.More}
+	for _, k := range r.Keys {
+		m := g.messages[k]
+		job.Messages = append(job.Messages, Input{File: m.render, Size: m.size})
+	}
+	keys := r.Keys
+	job.Stamp = func(i int, stage, part string) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if i >= 0 && i < len(keys) {
+			g.stamps[keys[i]] = stamp{stage, part}
+		}
+	}
+	g.spawn(ctx, &run{Run: r}, job)
+}
+
+// startCanary runs a benign message of the suspect's size.
+func (g *Gateway) startCanary(ctx context.Context, c poison.RunCanary) {
+	size, parts := int64(4096), 2
+	if m := g.messages[c.Like]; m != nil {
+		size = m.size
+		if m.report != nil {
+			parts = len(m.report.Parts)
+		}
+	}
+	r := &run{Run: poison.Run{ID: c.ID, Lane: poison.Isolation}, canary: &c}
+	f, err := g.Runner.Canary(size, parts)
+	if err != nil {
+		g.Report(problem("canary", err))
+		g.running[c.ID] = r
+		g.results <- runResult{id: c.ID, res: Result{Death: &poison.Death{Class: poison.ClassResource, Signature: "canary: " + err.Error()}}}
+		return
+	}
+	g.spawn(ctx, r, Job{Messages: []Input{{File: f, Size: size}}, Stamp: func(int, string, string) {}})
+}
+
+func (g *Gateway) spawn(ctx context.Context, r *run, job Job) {
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	r.cancel = cancel
+	g.running[r.ID] = r
+	go func() {
+		defer cancel()
+		res := g.Runner.Run(work, job)
+		if r.canary != nil {
+			job.Messages[0].File.Close()
+		}
+		g.results <- runResult{id: r.ID, res: res}
+	}()
+}
+
+// finish ends the loop: what runs may end within the shutdown time, passes
+// are committed, everything else is put back, nothing counts as a death.
+func (g *Gateway) finish(ctx context.Context) error {
+	deadline := time.NewTimer(g.Settings.ShutdownTimeout)
+	defer deadline.Stop()
+	for len(g.running) > 0 {
+		select {
+		case rr := <-g.results:
+			g.lastResult(ctx, rr)
+			continue
+		case answer := <-g.ask:
+			answer <- g.status(g.Now())
+			continue
+		case <-deadline.C:
+		}
+		for _, r := range g.running {
+			r.cancel()
+		}
+	}
+	for _, m := range g.messages {
+		g.putBack(m, "")
+	}
+	if err := g.Ledger.Finish(context.WithoutCancel(ctx), g.finished); err != nil {
+		return fmt.Errorf("empty the ledger at the end: %w", err)
+	}
+	g.finished = nil
+	return nil
+}
+
+func (g *Gateway) lastResult(ctx context.Context, rr runResult) {
+	r := g.running[rr.id]
+	delete(g.running, rr.id)
+	if r.canary != nil {
+		return
+	}
+	var passed []*message
+	for i, k := range r.Keys {
+		if rep := rr.res.Reports[i]; rep != nil {
+			m := g.messages[k]
+			m.report, m.stages = rep, append(m.stages, rr.res.Stages[i]...)
+			passed = append(passed, m)
+		}
+	}
+	g.decide(ctx, passed)
+}
+
+func (g *Gateway) summary(start time.Time) Summary {
+	now := g.Now()
+	s := Summary{Counts: map[string]int64{}, Took: now.Sub(start)}
+	g.mu.Lock()
+	for k, n := range g.counts {
+		s.Counts[k] = n
+	}
+	g.mu.Unlock()
+	for _, w := range g.backoff.waiting(now) {
+		if g.Settings.DryRun && w.Why == "dry run" {
+			continue
+		}
+		s.Left = append(s.Left, Left{ID: w.ID, Why: w.Why})
+	}
+	return s
+}
+
+// setBreaker opens or closes the breaker: while it is open no mail is taken.
+func (g *Gateway) setBreaker(b poison.Breaker) {
+	if b.Open == (g.breaker != "") {
+		return
+	}
+	if g.breaker = ""; b.Open {
+		g.breaker = b.Why
+	}
+	g.Report(Event{Name: EventBreaker, Fields: Fields{"open": b.Open, "why": b.Why}})
+}
+
+func (g *Gateway) lookAtPause() {
+	_, err := os.Lstat(g.Settings.PauseFile)
+	paused := err == nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		paused = true // cannot tell: the careful reading
+	}
+	if paused != g.paused {
+		g.paused = paused
+		g.Report(Event{Name: EventPause, Fields: Fields{"paused": paused}})
+	}
+}
+
+// lookAtSpace stops claiming while a file system is nearly full: mail waits
+// in the MTA's queue, where it is safe.
+func (g *Gateway) lookAtSpace() {
+	low := ""
+	for _, dir := range g.Settings.FreeDirs {
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err != nil {
+			low = fmt.Sprintf("cannot tell the free space of %s: %v", dir, err)
+			break
+		}
+		if free := st.Bavail * uint64(st.Bsize); free < g.Settings.MinFree {
+			low = fmt.Sprintf("%s has %d MB free, less than min_free", dir, free/1_000_000)
+			break
+		}
+	}
+	if (low == "") != (g.lowSpace == "") {
+		g.Report(Event{Name: EventBreaker, Fields: Fields{"open": low != "", "why": low}})
+	}
+	g.lowSpace = low
+}
+
+func summaries(deaths []poison.Death) []string {
+	var out []string
+	for _, d := range deaths {
+		out = append(out, d.String())
+	}
+	return out
+}
+
+// sniff returns the first bytes of the rendered message.
+func (m *message) sniff(n int64) []byte {
+	if m.render == nil {
+		return nil
+	}
+	b := make([]byte, min(n, m.size))
+	k, err := m.render.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil
+	}
+	return b[:k]
+}
