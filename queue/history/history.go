@@ -1,0 +1,243 @@
+// Package history keeps the trail of each message: daily files of JSON
+// lines. It is no part of custody: a line that is lost loses no mail.
+package history
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+)
+
+// MaxAddresses is how many recipients of a message are written down by name.
+const MaxAddresses = 20
+
+// Record is what became of one message.
+type Record struct {
+	Time       time.Time `json:"time"`
+	Queue      string    `json:"queue"`
+	Dir        string    `json:"dir"`
+	ID         string    `json:"id"`
+	NewIDs     []string  `json:"new_ids,omitempty"` // outbound queue ids, or quarantine items
+	T          int64     `json:"t"`                 // creation, unix seconds
+	MessageID  string    `json:"message_id,omitempty"`
+	From       string    `json:"from"`
+	Recipients int       `json:"recipients"`
+	Addresses  []string  `json:"addresses,omitempty"`
+	Size       int64     `json:"size"`
+	ClientAddr string    `json:"client,omitempty"`
+	Verdict    string    `json:"verdict"`
+	Reasons    []Reason  `json:"reasons,omitempty"`
+	Stages     []Stage   `json:"stages,omitempty"`
+	Note       string    `json:"note,omitempty"`
+}
+
+// Reason is one rule of a verdict.
+type Reason struct {
+	Rule   string `json:"rule"`
+	Text   string `json:"text,omitempty"`
+	Part   string `json:"part,omitempty"`
+	Source string `json:"source,omitempty"`
+}
+
+// Stage is how long one step took, in nanoseconds.
+type Stage struct {
+	Name     string        `json:"name"`
+	Duration time.Duration `json:"ns"`
+}
+
+const (
+	suffix  = ".jsonl"
+	maxLine = 1 << 20
+)
+
+// Writer appends records, one file a day (UTC).
+type Writer struct {
+	Dir string
+	mu  sync.Mutex
+	day string
+	f   *os.File
+}
+
+// Append writes records with one call per day that they fall on. A line that
+// an earlier death cut off is ended first.
+func (w *Writer) Append(_ context.Context, recs []Record) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := 0; i < len(recs); {
+		day := recs[i].Time.UTC().Format("20060102")
+		var b bytes.Buffer
+		for ; i < len(recs) && recs[i].Time.UTC().Format("20060102") == day; i++ {
+			e := json.NewEncoder(&b)
+			e.SetEscapeHTML(false)
+			if err := e.Encode(recs[i]); err != nil {
+				return fmt.Errorf("encode history: %w", err)
+			}
+		}
+		if err := w.open(day); err != nil {
+			return err
+		}
+		if _, err := w.f.Write(b.Bytes()); err != nil {
+			return fmt.Errorf("write history: %w", err)
+		}
+	}
+	return nil
+}
+
+func (w *Writer) open(day string) error {
+	if w.f != nil && w.day == day {
+		return nil
+	}
+	if err := w.close(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(w.Dir, 0o700); err != nil {
+		return fmt.Errorf("make history directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(w.Dir, day+suffix), os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("open history: %w", err)
+	}
+	w.f, w.day = f, day
+	st, err := f.Stat()
+	if err != nil || st.Size() == 0 {
+		return err
+	}
+	last := make([]byte, 1)
+	if _, err := f.ReadAt(last, st.Size()-1); err != nil {
+		return fmt.Errorf("read history: %w", err)
+	}
+	if last[0] != '\n' {
+		_, err = f.WriteString("\n")
+	}
+	return err
+}
+
+func (w *Writer) close() error {
+	if w.f == nil {
+		return nil
+	}
+	f := w.f
+	w.f = nil
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// Close makes the last day durable and closes it.
+func (w *Writer) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.close()
+}
+
+// Result is what a search found.
+type Result struct {
+	Records []Record // newest first
+	Damaged int      // lines that could not be read
+}
+
+// Find returns the records about a queue id (old or new), a message-id or a
+// quarantine item, at most limit of them.
+func Find(ctx context.Context, dir, what string, limit int) (Result, error) {
+	var res Result
+	days, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
+	if err != nil {
+		return res, fmt.Errorf("list history: %w", err)
+	}
+	sort.Sort(sort.Reverse(sort.StringSlice(days)))
+	for _, path := range days {
+		recs, damaged, err := search(ctx, path, what)
+		res.Damaged += damaged
+		if err != nil {
+			return res, err
+		}
+		slices.Reverse(recs)
+		res.Records = append(res.Records, recs...)
+		if len(res.Records) >= limit {
+			res.Records = res.Records[:limit]
+			break
+		}
+	}
+	return res, nil
+}
+
+// search reads one day. A line that does not hold the text is not decoded.
+func search(ctx context.Context, path, what string) (found []Record, damaged int, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, 0, nil // purged meanwhile
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("open history: %w", err)
+	}
+	defer f.Close()
+	quoted, err := json.Marshal(what)
+	if err != nil {
+		return nil, 0, fmt.Errorf("search history: %w", err)
+	}
+	needle := bytes.Trim(quoted, `"`)
+	in := bufio.NewReaderSize(f, 64<<10)
+	for {
+		line, err := readLine(in)
+		if len(line) > 0 && bytes.Contains(line, needle) {
+			var r Record
+			switch {
+			case json.Unmarshal(line, &r) != nil:
+				damaged++
+			case r.ID == what || r.MessageID == what || strings.Trim(r.MessageID, "<>") == what || slices.Contains(r.NewIDs, what):
+				found = append(found, r)
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return found, damaged, nil
+		case err != nil:
+			return found, damaged, fmt.Errorf("read history %s: %w", path, err)
+		case ctx.Err() != nil:
+			return found, damaged, ctx.Err()
+		}
+	}
+}
+
+// readLine reads a line; of one over the bound nothing is kept.
+func readLine(in *bufio.Reader) ([]byte, error) {
+	var line []byte
+	for {
+		piece, err := in.ReadSlice('\n')
+		if len(line)+len(piece) <= maxLine {
+			line = append(line, piece...)
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return line, err
+		}
+	}
+}
+
+// Purge removes days that ended before the given time.
+func Purge(dir string, before time.Time) (removed []string, err error) {
+	days, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
+	if err != nil {
+		return nil, fmt.Errorf("list history: %w", err)
+	}
+	for _, path := range days {
+		day, err := time.Parse("20060102", strings.TrimSuffix(filepath.Base(path), suffix))
+		if err != nil || !day.AddDate(0, 0, 1).Before(before) {
+			continue
+		}
+		if err := os.Remove(path); err != nil {
+			return removed, fmt.Errorf("purge history: %w", err)
+		}
+		removed = append(removed, path)
+	}
+	return removed, nil
+}
