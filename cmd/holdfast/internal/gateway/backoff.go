@@ -58,6 +58,14 @@ func (b *backoff) delay(id queue.ID, now time.Time, why string) waiting {
 	return w
 }
 
+// last is the reason of the last delay.
+func (b *backoff) last(id queue.ID) (why string, known bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	w, ok := b.rows[id.Key()]
+	return w.Why, ok && w.Tries > 0
+}
+
 // hold leaves id alone until the given time.
 func (b *backoff) hold(id queue.ID, until time.Time, why string) {
 	b.mu.Lock()

@@ -6,7 +6,6 @@ package gateway
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -38,6 +37,7 @@ type Settings struct {
 	Policy          scan.Policy
 	Monitor         bool // judge and log, always release unmodified
 	DryRun          bool // judge and log, commit nothing
+	Version         string
 	Drain           bool // end when nothing can be claimed
 	AlarmAges       []time.Duration
 }
@@ -89,6 +89,8 @@ type Deps struct {
 	Report   func(Event)
 	Beat     func() // called by the loop at least once per second while it is well
 	Now      func() time.Time
+	Progress func(done, total int)
+	Canary   func(context.Context) error // takes a message of our own through the supervisor's steps
 }
 
 // A Gateway is one running loop.
@@ -102,14 +104,17 @@ type Gateway struct {
 	isolate  []poison.Run          // isolation lane, in order
 	running  map[poison.RunID]*run // by run
 	canaries []poison.RunCanary    // wanted
-	finished []ledger.Finish       // ride with the next Begin
+	solo     poison.Key            // stamped when our last life ended: alone, nothing else in flight
+	finished []string              // ride with the next Begin
 	kicks    map[queue.Queue][]string
-	tickAt   time.Time
+	waits    []wait
 	breaker  string
 	paused   bool
 	lowSpace string
 	stopping bool
 	turn     int // which queue is next
+	changes  int // counts messages that were let go of
+	total    int // messages seen so far, for progress
 	alarmed  map[string]int
 
 	results chan runResult
@@ -121,6 +126,12 @@ type Gateway struct {
 	stamps map[poison.Key]stamp // written by runs, read by Status
 	counts map[string]int64
 	skips  map[string]int
+}
+
+// wait is a time that the machine asked for.
+type wait struct {
+	id poison.RunID
+	at time.Time
 }
 
 // message is one claimed message on its way through the loop.
@@ -137,6 +148,7 @@ type message struct {
 	verdict scan.Verdict
 	note    string
 	deaths  []poison.Death
+	foreign bool // its row in the ledger is another owner's
 	stderr  string
 	crash   string
 }
@@ -160,7 +172,7 @@ type runResult struct {
 func New(d Deps) *Gateway {
 	s := d.Settings
 	g := &Gateway{
-		Deps: d, machine: poison.New(poison.Options{Lanes: s.Workers}),
+		Deps: d, machine: poison.New(),
 		backoff: newBackoff(1_000_000), messages: map[poison.Key]*message{},
 		running: map[poison.RunID]*run{}, kicks: map[queue.Queue][]string{},
 		alarmed: map[string]int{},
@@ -233,5 +245,3 @@ type Summary struct {
 	Left   []Left
 	Took   time.Duration
 }
-
-var errStopped = errors.New("stopped")

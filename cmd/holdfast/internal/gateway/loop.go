@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"holdfast/poison"
 	"holdfast/poison/ledger"
@@ -32,9 +31,7 @@ func (g *Gateway) Run(ctx context.Context) (Summary, error) {
 		if g.over(ctx) {
 			break
 		}
-		if err := g.wait(ctx); err != nil {
-			return g.summary(start), err
-		}
+		g.wait(ctx)
 	}
 	return g.summary(start), g.finish(ctx)
 }
@@ -47,9 +44,13 @@ func (g *Gateway) look(ctx context.Context) {
 		g.stopping = true
 		g.Report(Event{Name: EventStopping, Fields: Fields{"in_flight": len(g.messages)}})
 	}
-	if now := g.Now(); !g.tickAt.IsZero() && !now.Before(g.tickAt) {
-		g.tickAt = time.Time{}
-		g.act(g.machine.Step(poison.Tick{Now: now}))
+	now := g.Now()
+	for i := 0; i < len(g.waits); i++ {
+		if w := g.waits[i]; !now.Before(w.at) {
+			g.waits = append(g.waits[:i], g.waits[i+1:]...)
+			g.act(g.machine.Step(poison.Waited{ID: w.id}))
+			i = -1 // the step may have changed the list
+		}
 	}
 }
 
@@ -73,7 +74,7 @@ func (g *Gateway) claim(ctx, listing context.Context) error {
 
 // hungry says that a lane would be idle soon.
 func (g *Gateway) hungry() bool {
-	return len(g.pending)+len(g.isolate) < g.Settings.Workers && !g.exclusive()
+	return len(g.pending)+len(g.isolate) < g.Settings.Workers && !g.exclusive() && g.solo == ""
 }
 
 // lock takes the MTA's lock on the messages of one batch. Nothing is read.
@@ -106,6 +107,7 @@ func (g *Gateway) lock(ctx, listing context.Context) []*message {
 			batch = append(batch, m)
 		}
 		if p.empty() && !p.running && g.listDue(p) {
+			p.seen = g.changes
 			p.refresh(listing)
 		}
 		if len(batch) > 0 {
@@ -135,10 +137,9 @@ func (g *Gateway) begin(ctx context.Context, batch []*message) ([]poison.Event, 
 		return nil, fmt.Errorf("record %d claims in the ledger: %w", len(batch), err)
 	}
 	g.finished = nil
-	origin := g.origins(found)
 	arrived := map[poison.Origin][]poison.Key{}
 	for _, m := range batch {
-		from, skip := origin(m)
+		from, skip := g.origin(m, found)
 		if skip != "" {
 			g.putBack(m, skip)
 			continue
@@ -147,6 +148,11 @@ func (g *Gateway) begin(ctx context.Context, batch []*message) ([]poison.Event, 
 			continue
 		}
 		g.messages[m.key] = m
+		if m.size > g.Settings.Policy.MaxMessage {
+			m.verdict = scan.TooLarge(g.Settings.Policy, m.size)
+			g.commit(ctx, []*message{m})
+			continue
+		}
 		arrived[from] = append(arrived[from], m.key)
 	}
 	var events []poison.Event
@@ -176,10 +182,7 @@ func (g *Gateway) read(ctx context.Context, m *message) bool {
 	}
 	g.stamp("render", m)
 	if m.render, err = m.claim.Render(ctx); err == nil {
-		var st interface{ Size() int64 }
-		if st, err = m.render.Stat(); err == nil {
-			m.size = st.Size()
-		}
+		m.size, err = sizeOf(m.render)
 	}
 	g.unstamp()
 	if err != nil {
@@ -218,7 +221,7 @@ func (g *Gateway) start(ctx context.Context) {
 // over says that the loop may end.
 func (g *Gateway) over(ctx context.Context) bool {
 	if ctx.Err() != nil {
-		return len(g.running) == 0 || g.paused && len(g.messages) == 0
+		return true // finish waits for what runs
 	}
 	if !g.Settings.Drain || len(g.messages) > 0 || len(g.running) > 0 {
 		return false
@@ -227,7 +230,7 @@ func (g *Gateway) over(ctx context.Context) bool {
 		return true // nothing is claimable, and waiting is not draining
 	}
 	for _, p := range g.pickers {
-		if p.running || !p.listed || !p.empty() || !p.settled {
+		if p.running || !g.settledSince(p) {
 			return false
 		}
 	}
@@ -358,10 +361,8 @@ func (g *Gateway) act(actions []poison.Action) {
 			g.Report(Event{Name: EventUnexplained, Fields: Fields{"messages": len(a.Keys), "deaths": len(a.Deaths)}})
 		case poison.Breaker:
 			g.setBreaker(a)
-		case poison.Wake:
-			if g.tickAt.IsZero() || a.At.Before(g.tickAt) {
-				g.tickAt = a.At
-			}
+		case poison.Wait:
+			g.waits = append(g.waits, wait{a.ID, g.Now().Add(a.For)})
 		}
 	}
 }

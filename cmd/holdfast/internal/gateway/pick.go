@@ -22,7 +22,9 @@ type picker struct {
 
 	found   chan<- listed // shared by all pickers of a loop
 	running bool
-	listed  bool // a listing has ended
+	listed  bool      // a listing has ended
+	due     time.Time // of the next listing
+	seen    int       // changes of the loop when the last listing began
 	next    selection
 	turn    int // which directory goes first
 	toNew   float64
@@ -142,7 +144,7 @@ func (p *picker) one(share float64) queue.Entry {
 	return pop(&n.recent)
 }
 
-func pop(s *[]queue.Entry) queue.Entry {
+func pop[T any](s *[]T) T {
 	e := (*s)[0]
 	*s = (*s)[1:]
 	return e

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/poison"
-	"holdfast/poison/ledger"
 	"holdfast/queue"
 	"holdfast/queue/history"
 	"holdfast/scan"
@@ -21,15 +20,14 @@ import (
 
 // wait sleeps until something happens: a run ended, a listing came, somebody
 // asks or wakes, or a second has passed.
-func (g *Gateway) wait(ctx context.Context) error {
+func (g *Gateway) wait(ctx context.Context) {
 	t := time.NewTimer(min(time.Second, g.Settings.Poll))
 	defer t.Stop()
 	select {
 	case rr := <-g.results:
 		g.ended(ctx, rr)
-		return nil
 	case l := <-g.listed:
-		return g.heard(l)
+		g.heard(l)
 	case <-g.wake:
 		for _, p := range g.pickers {
 			p.due = time.Time{}
@@ -42,21 +40,21 @@ func (g *Gateway) wait(ctx context.Context) error {
 			<-t.C
 		}
 	}
-	return nil
 }
 
 // heard takes a listing into its picker and reports what it left alone.
-func (g *Gateway) heard(l listed) error {
+func (g *Gateway) heard(l listed) {
 	now := g.Now()
 	p := l.by
 	p.accept(l)
 	if !l.done {
-		return nil
+		return
 	}
 	p.due = now.Add(g.Settings.Poll)
+	g.total = max(g.total, g.doneCount()+l.res.Messages)
 	if l.err != nil && !errors.Is(l.err, context.Canceled) {
 		g.Report(problem("list", fmt.Errorf("list queue %s: %w", p.q.Name(), l.err)))
-		return nil
+		return
 	}
 	g.mu.Lock()
 	changed := false
@@ -74,7 +72,16 @@ func (g *Gateway) heard(l listed) error {
 		g.Report(Event{Name: EventLeftAlone, Fields: f})
 	}
 	g.alarm(p, now)
-	return nil
+}
+
+func (g *Gateway) doneCount() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := 0
+	for _, c := range g.counts {
+		n += int(c)
+	}
+	return n
 }
 
 // alarm tells of mail that waits too long, once per age and queue.
@@ -167,9 +174,12 @@ func (g *Gateway) drop(m *message) {
 		m.render = nil
 	}
 	delete(g.messages, m.key)
+	if g.solo == m.key {
+		g.solo = ""
+	}
 	g.changes++
 	if !m.foreign {
-		g.finished = append(g.finished, ledger.Finish{Key: string(m.key)})
+		g.finished = append(g.finished, string(m.key))
 	}
 	g.mu.Lock()
 	delete(g.stamps, m.key)
@@ -182,8 +192,8 @@ func (g *Gateway) leave(m *message) {
 	why := "held by policy"
 	if g.Settings.DryRun {
 		why = "dry run"
-	} else if err := g.setAside(m, aside{Why: why, Reasons: m.verdict.Reasons}); err != nil {
-		g.Report(problem("ledger", err))
+	} else {
+		g.setAside(m.id(), m.claim.Stats(), why)
 	}
 	g.record(context.Background(), m, queue.Outcome{ID: m.id()})
 	g.backoff.hold(m.id(), until, why)
@@ -204,6 +214,7 @@ func (g *Gateway) plan(m *message) queue.Plan {
 	return queue.Plan{Claim: m.claim, Groups: []queue.Group{group}}
 }
 
+// released says that the outcome's ids are the MTA's.
 func (g *Gateway) released(m *message, out queue.Outcome) bool {
 	return len(out.NewIDs) > 0 && (m.verdict.Disposition != scan.Quarantine || g.Settings.Monitor)
 }
@@ -236,7 +247,7 @@ func (g *Gateway) convict(key poison.Key, deaths []poison.Death, killed bool) {
 	name := EventUnscannable
 	if killed {
 		name = EventConvicted
-		if err := g.Ledger.Convict(context.Background(), conviction(m)); err != nil {
+		if err := g.Ledger.Convict(conviction(m, g.Now())); err != nil {
 			g.Report(problem("ledger", err))
 		}
 	}
@@ -274,6 +285,9 @@ func (g *Gateway) record(ctx context.Context, m *message, out queue.Outcome) {
 	g.counts[rec.Verdict]++
 	g.mu.Unlock()
 	g.Report(Event{Name: EventMessage, ID: m.id(), Record: &rec})
+	if g.Progress != nil {
+		g.Progress(g.doneCount(), g.total)
+	}
 	if err := g.History.Append(ctx, []history.Record{rec}); err != nil {
 		g.Report(problem("history", err))
 	}
@@ -462,6 +476,14 @@ func summaries(deaths []poison.Death) []string {
 		out = append(out, d.String())
 	}
 	return out
+}
+
+func sizeOf(f *os.File) (int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, fmt.Errorf("size of the rendered message: %w", err)
+	}
+	return st.Size(), nil
 }
 
 // sniff returns the first bytes of the rendered message.

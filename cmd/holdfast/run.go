@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"holdfast/cmd/holdfast/internal/gateway"
+	"holdfast/cmd/holdfast/internal/keeper"
+	"holdfast/cmd/holdfast/internal/safe"
+	"holdfast/conf"
+	"holdfast/poison/ledger"
+	"holdfast/queue"
+	"holdfast/queue/quarantine"
+	"holdfast/queue/sendmail"
+)
+
+type runOptions struct{ drain, dryRun bool }
+
+const superviseName = "supervise"
+
+func (o *runOptions) flags(c *cobra.Command) {
+	c.Flags().BoolVar(&o.drain, "drain", false, "end when nothing can be claimed, and print a summary")
+	c.Flags().BoolVar(&o.dryRun, "dry-run", false, "judge and log, change nothing; its own state is thrown away")
+}
+
+func newRun(g *global) *cobra.Command {
+	var o runOptions
+	c := &cobra.Command{
+		Use: "run", Short: "Scan the mail, in the foreground",
+		Long: `Scan the mail, in the foreground. A small keeper starts the supervisor, and starts
+it again should it die. SIGHUP reloads the configuration, or refuses a bad one
+and keeps the old; SIGTERM finishes or puts back what is in work. Under systemd it
+notifies readiness and serves the watchdog (NotifyAccess=all).
+
+With --drain it ends when nothing can be claimed: with 0 if nothing is left, with 3
+and a list if something is.
+
+` + exitHelp,
+		Args: arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return runRun(cmd.Context(), g, o) },
+	}
+	o.flags(c)
+	return c
+}
+
+// runRun is the keeper. It reads the configuration only to refuse a bad one
+// at once.
+func runRun(ctx context.Context, g *global, o runOptions) error {
+	if _, err := g.load(); err != nil {
+		return err
+	}
+	args := []string{superviseName, "-c", g.config}
+	if o.drain {
+		args = append(args, "--drain")
+	}
+	if o.dryRun {
+		args = append(args, "--dry-run")
+	}
+	if g.json {
+		args = append(args, "--json")
+	}
+	code, err := keeper.Run(ctx, keeper.Options{
+		Path: "/proc/self/exe", Name: "holdfast", Args: args, Stdout: g.out, Stderr: g.err,
+		First: 200 * time.Millisecond, Most: time.Minute, Settled: time.Minute,
+		Died: func(how string, again time.Duration) {
+			fmt.Fprintf(g.err, "holdfast: the supervisor died (%s); it is started again in %s\n", how, again)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if code != 0 {
+		return &exitError{code: code, err: errors.New("")}
+	}
+	return nil
+}
+
+func newSupervise(g *global) *cobra.Command {
+	var o runOptions
+	c := &cobra.Command{
+		Use: superviseName, Hidden: true, Args: arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			sum, err := supervise(cmd.Context(), g, o)
+			code := 0
+			switch {
+			case err != nil:
+				code = exitFailed
+				fmt.Fprintf(g.err, "holdfast: %s\n", safe.Text(err.Error()))
+			case o.drain:
+				if code, err = printSummary(g, o, sum); err != nil {
+					code = exitFailed
+				}
+			}
+			if err := keeper.Bye(code); err != nil {
+				return err
+			}
+			if code != 0 {
+				return &exitError{code: code, err: errors.New("")}
+			}
+			return nil
+		},
+	}
+	o.flags(c)
+	return c
+}
+
+// printSummary says what a drain did and what is left.
+func printSummary(g *global, o runOptions, sum gateway.Summary) (code int, err error) {
+	if len(sum.Left) > 0 {
+		code = exitPartly
+	}
+	if g.json {
+		left := []map[string]string{}
+		for _, l := range sum.Left {
+			left = append(left, map[string]string{"queue": l.ID.Queue, "id": l.ID.Name, "why": l.Why})
+		}
+		return code, safe.WriteJSON(g.out, map[string]any{"settled": sum.Counts, "left": left, "seconds": sum.Took.Seconds(), "dry_run": o.dryRun})
+	}
+	var parts []string
+	for verdict, n := range sum.Counts {
+		parts = append(parts, fmt.Sprintf("%s %d", verdict, n))
+	}
+	sort.Strings(parts)
+	if len(parts) == 0 {
+		parts = []string{"nothing to do"}
+	}
+	what := "drained"
+	if o.dryRun {
+		what = "dry run, nothing was changed"
+	}
+	fmt.Fprintf(g.out, "%s in %s: %s, left %d\n", what, sum.Took.Round(10*time.Millisecond), strings.Join(parts, ", "), len(sum.Left))
+	for _, l := range sum.Left {
+		fmt.Fprintf(g.out, "left %s: %s\n", safe.Text(l.ID.String()), safe.Text(l.Why))
+	}
+	return code, nil
+}
+
+func numCPU() int { return runtime.NumCPU() }
+
+// openQueues opens queues for looking and for releasing from quarantine.
+func openQueues(c *conf.Config, names []string, store *quarantine.Store) ([]queue.Queue, error) {
+	var st queue.Store
+	if store != nil {
+		st = store
+	}
+	all, err := makeQueues(c, st, "0000000000000000", func(sendmail.Event) {})
+	if err != nil {
+		return nil, err
+	}
+	var out []queue.Queue
+	for _, q := range all {
+		if len(names) == 0 || contains(names, q.Name()) {
+			out = append(out, q)
+		}
+	}
+	for _, n := range names {
+		if !contains(queueNames(out), n) {
+			return nil, failWith(exitNotFound, "no queue is named %s; there are: %s", safe.Text(n), strings.Join(queueNames(asQueues(all)), ", "))
+		}
+	}
+	return out, nil
+}
+
+func asQueues(in []*sendmail.Queue) []queue.Queue {
+	out := make([]queue.Queue, len(in))
+	for i, q := range in {
+		out[i] = q
+	}
+	return out
+}
+
+func queueNames(qs []queue.Queue) []string {
+	var out []string
+	for _, q := range qs {
+		out = append(out, q.Name())
+	}
+	return out
+}
+
+func contains(all []string, s string) bool {
+	for _, x := range all {
+		if x == s {
+			return true
+		}
+	}
+	return false
+}
+
+// setAsideRows tells, without a daemon, what is held back.
+func setAsideRows(_ context.Context, c *conf.Config) (map[string]queueRow, error) {
+	out := map[string]queueRow{}
+	if _, err := os.Stat(c.Paths.Ledger); err != nil {
+		return out, nil // Holdfast has never run here
+	}
+	l, err := ledger.OpenReadOnly(c.Paths.Ledger)
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	rows, err := l.AsideRows()
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range rows {
+		f := strings.SplitN(a.Key, "\x00", 3)
+		if len(f) == 3 {
+			out[f[0]+"\x00"+f[2]] = queueRow{State: "held back", Why: a.Why}
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,466 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"holdfast/cmd/holdfast/internal/control"
+	"holdfast/cmd/holdfast/internal/gateway"
+	"holdfast/cmd/holdfast/internal/keeper"
+	"holdfast/cmd/holdfast/internal/notify"
+	"holdfast/cmd/holdfast/internal/progress"
+	"holdfast/conf"
+	"holdfast/poison/evidence"
+	"holdfast/poison/ledger"
+	"holdfast/poison/proc"
+	"holdfast/poison/recorder"
+	"holdfast/queue"
+	"holdfast/queue/history"
+	"holdfast/queue/quarantine"
+	"holdfast/queue/sendmail"
+	"holdfast/scan"
+	"holdfast/scan/wire"
+)
+
+const guardTime = 2 * time.Minute
+
+// supervisor is one life with one configuration.
+type supervisor struct {
+	g       *global
+	opts    runOptions
+	conf    *conf.Config
+	log     *logrus.Logger
+	started time.Time
+	notify  notify.Socket
+	closers []func() error
+	gate    *gateway.Gateway
+	bar     *progress.Bar
+}
+
+// supervise runs the gateway until it ends, and again with each new
+// configuration that SIGHUP brings.
+func supervise(ctx context.Context, g *global, opts runOptions) (gateway.Summary, error) {
+	c, err := g.load()
+	if err != nil {
+		return gateway.Summary{}, err
+	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, unix.SIGHUP)
+	defer signal.Stop(hup)
+	started := time.Now()
+	for {
+		s := &supervisor{g: g, opts: opts, conf: c, started: started, notify: notify.FromEnv()}
+		next, sum, err := s.life(ctx, hup)
+		if err != nil || next == nil {
+			return sum, err
+		}
+		c = next
+	}
+}
+
+// life runs one gateway. It returns the new configuration if a reload ended
+// it.
+func (s *supervisor) life(ctx context.Context, hup <-chan os.Signal) (*conf.Config, gateway.Summary, error) {
+	defer s.close()
+	if err := s.open(ctx); err != nil {
+		return nil, gateway.Summary{}, err
+	}
+	run, stop := context.WithCancel(ctx)
+	defer stop()
+	served := make(chan error, 1)
+	if s.opts.dryRun {
+		served = nil
+	} else {
+		go func() { served <- control.Serve(run, s.conf.Paths.Control, s) }()
+	}
+	type ended struct {
+		sum gateway.Summary
+		err error
+	}
+	done := make(chan ended, 1)
+	go func() {
+		sum, err := s.gate.Run(run)
+		done <- ended{sum, err}
+	}()
+	s.say("READY=1\nSTATUS=taking mail")
+	var next *conf.Config
+	for {
+		select {
+		case e := <-done:
+			if ctx.Err() != nil {
+				s.say("STOPPING=1")
+			}
+			return next, e.sum, e.err
+		case err := <-served:
+			if err != nil {
+				stop()
+				e := <-done
+				return nil, e.sum, errors.Join(err, e.err)
+			}
+		case <-hup:
+			if next = s.reload(); next != nil {
+				stop()
+			}
+		}
+	}
+}
+
+// reload reads the configuration again. A bad one changes nothing.
+func (s *supervisor) reload() *conf.Config {
+	next, err := s.g.load()
+	if err == nil {
+		_, err = s.queues(next, nil, "0000000000000000")
+	}
+	if err != nil {
+		logEvent(s.log, gateway.Event{Name: "reload refused", Err: err})
+		return nil
+	}
+	logEvent(s.log, gateway.Event{Name: "reload"})
+	return next
+}
+
+func (s *supervisor) say(state string) {
+	if err := s.notify.Send(state); err != nil {
+		logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: err})
+	}
+}
+
+// Status adds what the loop does not know.
+func (s *supervisor) Status(ctx context.Context) (control.Status, error) {
+	st, err := s.gate.Status(ctx)
+	st.PID, st.Version, st.Started = os.Getpid(), version, s.started
+	return st, err
+}
+
+// Wake wakes the loop.
+func (s *supervisor) Wake() { s.gate.Wake() }
+
+func (s *supervisor) close() {
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		if err := s.closers[i](); err != nil {
+			logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: err})
+		}
+	}
+}
+
+func (s *supervisor) later(f func() error) { s.closers = append(s.closers, f) }
+
+// open opens everything in the order in which a failure is cheapest.
+func (s *supervisor) open(ctx context.Context) error {
+	c := s.conf
+	var out io.Writer = s.g.err
+	if s.opts.drain {
+		s.bar = progress.New(s.g.err, "messages")
+		out = clearing{s.bar, s.g.err}
+	}
+	var err error
+	if s.log, err = newLogger(c.Log, out); err != nil {
+		return err
+	}
+	if s.opts.dryRun {
+		if err := s.throwAway(); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{c.State, c.Paths.Work, c.Paths.Outbox, c.Paths.Evidence, c.Paths.History, s.runDir()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make state directory: %w", err)
+		}
+	}
+	led, err := ledger.Open(ctx, c.Paths.Ledger, guard, func(e ledger.Event) {
+		logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: e.Err, Fields: gateway.Fields{"what": "damaged ledger", "moved": e.Moved}})
+	})
+	if err != nil {
+		return err
+	}
+	s.later(led.Close)
+	led.Age = c.Ledger.Age
+	token, err := led.Token()
+	if err != nil {
+		return err
+	}
+	store, err := quarantine.New(c.Paths.Quarantine, nil)
+	if err != nil {
+		return err
+	}
+	queues, err := s.queues(c, store, token)
+	if err != nil {
+		return err
+	}
+	if !s.opts.dryRun {
+		for _, q := range queues {
+			s.later(func() error { q.Close(); return nil })
+			if err := q.HoldDirs(); err != nil {
+				return err
+			}
+		}
+	}
+	rec, last, err := recorder.Open(filepath.Join(c.State, "recorder"))
+	if err != nil {
+		return err
+	}
+	s.later(rec.Close)
+	return s.build(ctx, parts{led, store, queues, rec, last})
+}
+
+type parts struct {
+	ledger *ledger.Ledger
+	store  *quarantine.Store
+	queues []*sendmail.Queue
+	rec    *recorder.Recorder
+	last   recorder.Last
+}
+
+func (s *supervisor) build(ctx context.Context, p parts) error {
+	c := s.conf
+	killed, err := proc.KillLeftovers(s.runDir())
+	if err != nil {
+		return err
+	}
+	for _, what := range killed {
+		logEvent(s.log, gateway.Event{Name: gateway.EventSwept, Fields: gateway.Fields{"killed": what}})
+	}
+	hist := &history.Writer{Dir: c.Paths.History}
+	s.later(hist.Close)
+	starter := proc.NewStarter()
+	s.later(func() error { starter.Close(); return nil })
+	uid, gid, err := workerUser(c)
+	if err != nil {
+		return err
+	}
+	d := gateway.Deps{
+		Settings: s.settings(), Store: p.store, Ledger: p.ledger, Recorder: p.rec, History: hist,
+		Evidence: evidence.Dir{Root: c.Paths.Evidence}, Now: time.Now, Beat: s.beat(),
+		Report: func(e gateway.Event) { logEvent(s.log, e) },
+		Canary: func(ctx context.Context) error { return supervisorCanary(ctx, c) },
+		Runner: &gateway.Workers{
+			Path: "/proc/self/exe", Args: []string{childWorker}, Starter: starter, UID: uid, GID: gid, RunDir: s.runDir(),
+			MoreMemory: int64(c.Limits.MemoryRetry), CPU: c.Limits.CPU, Wall: c.Limits.Wall, Build: version,
+			Settings: wire.Settings{
+				BestEffort: c.Sandbox == conf.SandboxBestEffort, Memory: int64(c.Limits.Memory), FileSize: int64(c.Limits.FileSize),
+				Parts: c.Limits.Parts, Depth: c.Limits.Depth, Header: int64(c.Limits.Header), Decoded: int64(c.Limits.Decoded),
+			},
+		},
+	}
+	if s.bar != nil {
+		d.Progress = func(done, total int) { s.bar.Set(done, total, "") }
+	}
+	for _, q := range p.queues {
+		d.Queues = append(d.Queues, q)
+	}
+	s.gate = gateway.New(d)
+	s.purge()
+	return s.gate.Recover(ctx, p.last, keeper.LastDeath())
+}
+
+// purge removes what is kept for long enough.
+func (s *supervisor) purge() {
+	c := s.conf
+	gone, err := evidence.Dir{Root: c.Paths.Evidence}.Purge(time.Now(), c.Keep.Evidence, int64(c.Keep.EvidenceSize))
+	days, herr := history.Purge(c.Paths.History, time.Now().Add(-c.Keep.History))
+	if err = errors.Join(err, herr); err != nil {
+		logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: err})
+	}
+	if len(gone)+len(days) > 0 {
+		logEvent(s.log, gateway.Event{Name: "purged", Fields: gateway.Fields{"evidence": len(gone), "history_days": len(days)}})
+	}
+}
+
+func (s *supervisor) settings() gateway.Settings {
+	c := s.conf
+	st := gateway.Settings{
+		BatchMessages: c.Batch.Messages, BatchBytes: int64(c.Batch.Bytes), NewestShare: float64(c.NewestShare),
+		Workers: c.Workers.Or(numCPU()), Poll: c.Poll, LedgerAge: c.Ledger.Age, ShutdownTimeout: c.Shutdown,
+		MinFree: uint64(c.MinFree), FreeDirs: []string{c.State}, PauseFile: pauseFile(c), Policy: policy(c),
+		Monitor: c.Monitor, DryRun: s.opts.dryRun, Drain: s.opts.drain, AlarmAges: []time.Duration{c.Alarm.Warning, c.Alarm.Urgent},
+	}
+	if c.Paths.Quarantine != "" {
+		st.FreeDirs = append(st.FreeDirs, c.Paths.Quarantine)
+	}
+	return st
+}
+
+func policy(c *conf.Config) scan.Policy {
+	rule := func(key string, a conf.Action) scan.Rule {
+		return scan.Rule{Do: scan.Disposition(a), Source: c.Pos("policy." + key)}
+	}
+	return scan.Policy{
+		Infected: rule("infected", c.Policy.Infected), SpamTest: rule("spam_test", c.Policy.SpamTest),
+		Incomplete: rule("incomplete", c.Policy.Incomplete), Unscannable: rule("unscannable", c.Policy.Unscannable),
+		Convicted: rule("convicted", c.Policy.Convicted), MaxMessage: int64(c.Limits.Message),
+	}
+}
+
+func (s *supervisor) runDir() string { return filepath.Join(s.conf.State, "run") }
+
+// throwAway puts all state of a dry run into a directory that goes with it.
+func (s *supervisor) throwAway() error {
+	dir, err := os.MkdirTemp("", "holdfast-dry-run-")
+	if err != nil {
+		return fmt.Errorf("make a throw-away state: %w", err)
+	}
+	s.later(func() error { return os.RemoveAll(dir) })
+	c := *s.conf
+	c.State = dir
+	c.Paths = conf.Paths{
+		Ledger: dir + "/ledger.db", Work: dir + "/work", Outbox: dir + "/outbox", Quarantine: dir + "/quarantine",
+		History: dir + "/history", Evidence: dir + "/evidence", Control: dir + "/control.sock",
+	}
+	s.conf = &c
+	return nil
+}
+
+// beat tells systemd that the loop is well, as long as it turns.
+func (s *supervisor) beat() func() {
+	every := notify.WatchdogInterval()
+	var last time.Time
+	return func() {
+		if every == 0 {
+			return
+		}
+		if now := time.Now(); now.Sub(last) >= min(every, time.Second) {
+			last = now
+			s.say("WATCHDOG=1")
+		}
+	}
+}
+
+// queues makes the configured queues; store and token may be empty for
+// looking only.
+func (s *supervisor) queues(c *conf.Config, store *quarantine.Store, token string) ([]*sendmail.Queue, error) {
+	var st queue.Store
+	if store != nil {
+		st = store
+	}
+	report := func(e sendmail.Event) {
+		logEvent(s.log, gateway.Event{Name: gateway.EventProblem, ID: e.ID, Err: e.Err, Fields: gateway.Fields{"what": e.What}})
+	}
+	return makeQueues(c, st, token, report)
+}
+
+func makeQueues(c *conf.Config, store queue.Store, token string, report func(sendmail.Event)) ([]*sendmail.Queue, error) {
+	var out []*sendmail.Queue
+	for i := range c.Queues {
+		q := &c.Queues[i]
+		sm, err := sendmail.New(sendmail.Config{
+			Name: q.Name, In: q.In, Out: q.Out, Work: c.Paths.Work, Token: token, RenderInMemory: int64(c.Limits.RenderInMemory),
+			MaxControl: int64(c.Limits.ControlFile), MaxRecipients: c.Limits.Recipients, Lock: string(q.Lock),
+			Kick: kickCommand(q.Kick), Store: store, Report: report,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("queue %s: %w", q.Name, err)
+		}
+		out = append(out, sm)
+	}
+	return out, nil
+}
+
+// kickCommand is the configured command, or the MTA that Debian's package
+// installs, in its daemon's mode.
+func kickCommand(k conf.Kick) []string {
+	if !k.Auto {
+		return k.Command
+	}
+	for _, path := range []string{"/usr/sbin/sendmail-mta", "/usr/lib/sm.bin/sendmail"} {
+		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
+			return []string{path, "-Am"}
+		}
+	}
+	return nil
+}
+
+// guard opens and walks the ledger in a process that may die of it.
+func guard(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, guardTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", childGuard, path)
+	var out bytes.Buffer
+	cmd.Stderr = &out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("opening it: %w: %.500s", err, out.String())
+	}
+	return nil
+}
+
+// workerUser is who workers run as: 0 keeps our own user.
+func workerUser(c *conf.Config) (uid, gid int, err error) {
+	if os.Geteuid() != 0 {
+		return 0, 0, nil
+	}
+	if n, err := strconv.Atoi(c.User); err == nil {
+		return n, n, nil
+	}
+	u, err := user.Lookup(c.User)
+	if err != nil {
+		return 0, 0, fmt.Errorf("the workers' user: %w", err)
+	}
+	if uid, err = strconv.Atoi(u.Uid); err == nil {
+		gid, err = strconv.Atoi(u.Gid)
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("the workers' user %s: %w", c.User, err)
+	}
+	return uid, gid, nil
+}
+
+// clearing removes the bar before each line of the log.
+type clearing struct {
+	bar *progress.Bar
+	w   io.Writer
+}
+
+func (c clearing) Write(p []byte) (int, error) {
+	c.bar.Clear()
+	return c.w.Write(p)
+}
+
+// supervisorCanary takes a message of our own through what the supervisor
+// itself does with one: lock, read, render, decide.
+func supervisorCanary(ctx context.Context, c *conf.Config) error {
+	dir, err := os.MkdirTemp(c.Paths.Work, "canary-")
+	if err != nil {
+		return fmt.Errorf("make a canary: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	const control = "V8\nT1\nK0\nN0\nP1\nFbs\nS<canary@holdfast.invalid>\nRPFD:<canary@holdfast.invalid>\nH??Subject: all is well\n.\n"
+	for name, text := range map[string]string{"dfcanary": "all is well\n", "qfcanary": control} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			return fmt.Errorf("make a canary: %w", err)
+		}
+	}
+	q, err := sendmail.New(sendmail.Config{Name: "canary", In: []string{dir}, Out: []string{dir}, Work: dir, Token: "0000000000000000", RenderInMemory: 1 << 20, Lock: "flock"})
+	if err != nil {
+		return err
+	}
+	cl, err := q.Lock(ctx, queue.Entry{ID: queue.ID{Queue: "canary", Dir: dir, Name: "canary"}})
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	env, err := cl.Read(ctx)
+	if err != nil {
+		return err
+	}
+	f, err := cl.Render(ctx)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if v := scan.Decide(policy(c), env, scan.Report{}); v.Disposition != scan.Release {
+		return fmt.Errorf("a known good message gets the verdict %s", v.Disposition)
+	}
+	return nil
+}
