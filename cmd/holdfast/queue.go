@@ -133,7 +133,7 @@ func messageStates(ctx context.Context, c *conf.Config) (map[string]queueRow, er
 	out := map[string]queueRow{}
 	for _, w := range st.Waiting {
 		state := "held back"
-		if w.Until.Sub(time.Now()) < 24*time.Hour {
+		if time.Until(w.Until) < 24*time.Hour {
 			state += " until " + w.Until.Local().Format(time.TimeOnly)
 		}
 		out[w.Queue+"\x00"+w.ID] = queueRow{State: state, Why: w.Why}

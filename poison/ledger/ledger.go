@@ -160,7 +160,7 @@ func Open(ctx context.Context, path string, guard func(context.Context, string) 
 	}
 	if st, err := os.Stat(path); err == nil && guard != nil {
 		gerr := guard(ctx, path)
-		if errors.Is(gerr, bbolt.ErrTimeout) || ctx.Err() != nil {
+		if ctx.Err() != nil {
 			return nil, fmt.Errorf("ledger %s is in use by another process: %w", path, errors.Join(gerr, ctx.Err()))
 		}
 		if gerr != nil || st.Size() == 0 {

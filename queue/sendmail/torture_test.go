@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -105,13 +106,14 @@ var paths = []path{
 	}},
 	{"split", func(id string) ([]queue.Group, []expect) {
 		return []queue.Group{
-				{Recipients: []int{0}, Disposition: queue.Release},
-				{Recipients: []int{1}, Disposition: queue.Release, Edit: &queue.Edit{Header: []queue.HeaderEdit{edited}, Body: strings.NewReader("new " + id + "\n")}},
-				{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
-			}, []expect{
-				{all[:1], queue.Release, body(id), ""}, {all[1:2], queue.Release, "new " + id + "\n", "X-Scanned: yes"},
-				{all[2:], queue.Quarantine, body(id), ""},
-			}
+			{Recipients: []int{0}, Disposition: queue.Release},
+			{Recipients: []int{1}, Disposition: queue.Release, Edit: &queue.Edit{Header: []queue.HeaderEdit{edited}, Body: strings.NewReader("new " + id + "\n")}},
+			{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
+		}, []expect{
+			{all[:1], queue.Release, body(id), ""},
+			{all[1:2], queue.Release, "new " + id + "\n", "X-Scanned: yes"},
+			{all[2:], queue.Quarantine, body(id), ""},
+		}
 	}},
 	{"split, nothing released", func(id string) ([]queue.Group, []expect) {
 		return []queue.Group{
@@ -342,6 +344,8 @@ func (w *world) never() (bad []string) {
 	}
 	return bad
 }
+
+func fixedNow() time.Time { return time.Unix(1_800_000_000, 0) }
 
 const batch = 3
 

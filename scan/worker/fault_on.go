@@ -53,7 +53,8 @@ func (w *worker) faultHere(stage string) {
 	case "hang":
 		time.Sleep(time.Hour)
 	case "spin":
-		for {
+		for n := 0; n >= 0; n &= 0xFFFF { // never ends
+			n++
 		}
 	case "oom":
 		var all [][]byte
@@ -66,7 +67,9 @@ func (w *worker) faultHere(stage string) {
 			_ = all
 		}
 	case "stack":
-		deep(0)
+		if deep(1) == 0 {
+			return
+		}
 	case "garbage":
 		_, _ = unix.Write(ConnFD, []byte("garbage"))
 	case "flood":
@@ -76,7 +79,12 @@ func (w *worker) faultHere(stage string) {
 	}
 }
 
-func deep(n int) int { return deep(n+1) + 1 }
+func deep(n int) int {
+	if n == 0 {
+		return 0
+	}
+	return deep(n+1) + 1
+}
 
 // die ends this process by a real signal, not by Go's handler for it.
 func die(sig unix.Signal) {

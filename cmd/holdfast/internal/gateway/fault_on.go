@@ -4,7 +4,9 @@ package gateway
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 )
 
 // faultAt panics if the message asks for it: a planted defect of the
@@ -14,4 +16,17 @@ func faultAt(step string, m *message) {
 	if bytes.Contains(header, []byte("X-Holdfast-Fault: panic@"+step)) {
 		panic(fmt.Sprintf("planted fault at %s on %s", step, m.id()))
 	}
+}
+
+// sniff returns the first bytes of the rendered message.
+func (m *message) sniff(n int64) []byte {
+	if m.render == nil {
+		return nil
+	}
+	b := make([]byte, min(n, m.size))
+	k, err := m.render.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil
+	}
+	return b[:k]
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -82,7 +81,6 @@ func (w *Workers) Run(ctx context.Context, job Job) Result {
 
 // conversation follows what a worker says, and times its stages.
 type conversation struct {
-	mu          sync.Mutex
 	res         *Result
 	job         Job
 	begun       time.Time

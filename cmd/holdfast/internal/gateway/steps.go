@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"time"
@@ -484,17 +483,4 @@ func sizeOf(f *os.File) (int64, error) {
 		return 0, fmt.Errorf("size of the rendered message: %w", err)
 	}
 	return st.Size(), nil
-}
-
-// sniff returns the first bytes of the rendered message.
-func (m *message) sniff(n int64) []byte {
-	if m.render == nil {
-		return nil
-	}
-	b := make([]byte, min(n, m.size))
-	k, err := m.render.ReadAt(b, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil
-	}
-	return b[:k]
 }

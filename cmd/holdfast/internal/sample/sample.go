@@ -93,10 +93,14 @@ func EICAR() []byte {
 func Demo(n, eicar, killer int) []Message {
 	kinds := []struct{ header, body string }{
 		{"Content-Type: text/plain; charset=utf-8\n", "Guten Tag,\n\ndie Rechnung f\xc3\xbcr November liegt bei.\n"},
-		{"MIME-Version: 1.0\nContent-Type: multipart/alternative; boundary=\"alt\"\n",
-			"--alt\nContent-Type: text/plain\n\nhello\n--alt\nContent-Type: text/html\n\n<p>hello</p>\n--alt--\n"},
-		{"MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=mix\n",
-			"preamble\n--mix\nContent-Type: text/plain\nContent-Transfer-Encoding: quoted-printable\n\na=20long=20line=\n goes on\n--mix\nContent-Type: message/rfc822\n\nSubject: inner\n\ninside\n--mix--\n"},
+		{
+			"MIME-Version: 1.0\nContent-Type: multipart/alternative; boundary=\"alt\"\n",
+			"--alt\nContent-Type: text/plain\n\nhello\n--alt\nContent-Type: text/html\n\n<p>hello</p>\n--alt--\n",
+		},
+		{
+			"MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=mix\n",
+			"preamble\n--mix\nContent-Type: text/plain\nContent-Transfer-Encoding: quoted-printable\n\na=20long=20line=\n goes on\n--mix\nContent-Type: message/rfc822\n\nSubject: inner\n\ninside\n--mix--\n",
+		},
 		{"", "a body without any MIME header\n.\n..\n"},
 		{"Content-Type: text/plain\n", ""},
 	}
