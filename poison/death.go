@@ -84,7 +84,7 @@ func Classify(x Exit, said string, bye bool) *Death {
 	case bye:
 		return nil
 	case x.Code == 2 && x.Crash != "":
-		return fatal(x.Crash)
+		return fatal(x.Stderr + "\n" + x.Crash)
 	}
 	return &Death{Class: ClassFailure, Signature: fmt.Sprintf("exit status %d before its bye", x.Code)}
 }
@@ -108,10 +108,17 @@ var (
 
 const maxFrames = 4
 
-// fatal reads a Go runtime's last words (runtime/panic.go, runtime/print.go):
-// the first line without numbers, and the top frames.
+// fatal reads a Go runtime's last words (runtime/panic.go). Its first line goes
+// to standard error only, the rest to the crash descriptor as well:
+// the line that names the error, without numbers, and the top frames.
 func fatal(text string) *Death {
-	first, _, _ := strings.Cut(text, "\n")
+	first := "fatal error"
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); strings.HasPrefix(line, "fatal error:") || strings.HasPrefix(line, "panic:") || strings.HasPrefix(line, "SIG") {
+			first = line
+			break
+		}
+	}
 	d := &Death{Class: ClassCrash, Signature: address.ReplaceAllString(first, "N")}
 	if strings.Contains(first, "out of memory") || strings.Contains(first, "cannot allocate memory") {
 		d.Class, d.Signature = ClassMemory, "out of memory"

@@ -114,7 +114,7 @@ func newSupervise(g *global) *cobra.Command {
 
 // printSummary says what a drain did and what is left.
 func printSummary(g *global, o runOptions, sum gateway.Summary) (code int, err error) {
-	if len(sum.Left) > 0 {
+	if len(sum.Left) > 0 || sum.Blocked != "" {
 		code = exitPartly
 	}
 	if g.json {
@@ -122,7 +122,7 @@ func printSummary(g *global, o runOptions, sum gateway.Summary) (code int, err e
 		for _, l := range sum.Left {
 			left = append(left, map[string]string{"queue": l.ID.Queue, "id": l.ID.Name, "why": l.Why})
 		}
-		return code, safe.WriteJSON(g.out, map[string]any{"settled": sum.Counts, "left": left, "seconds": sum.Took.Seconds(), "dry_run": o.dryRun})
+		return code, safe.WriteJSON(g.out, map[string]any{"settled": sum.Counts, "left": left, "seconds": sum.Took.Seconds(), "blocked": sum.Blocked, "dry_run": o.dryRun})
 	}
 	var parts []string
 	for verdict, n := range sum.Counts {
@@ -137,6 +137,9 @@ func printSummary(g *global, o runOptions, sum gateway.Summary) (code int, err e
 		what = "dry run, nothing was changed"
 	}
 	fmt.Fprintf(g.out, "%s in %s: %s, left %d\n", what, sum.Took.Round(10*time.Millisecond), strings.Join(parts, ", "), len(sum.Left))
+	if sum.Blocked != "" {
+		fmt.Fprintf(g.out, "no mail is taken: %s\n", safe.Text(sum.Blocked))
+	}
 	for _, l := range sum.Left {
 		fmt.Fprintf(g.out, "left %s: %s\n", safe.Text(l.ID.String()), safe.Text(l.Why))
 	}

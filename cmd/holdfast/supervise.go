@@ -174,6 +174,7 @@ func (s *supervisor) open(ctx context.Context) error {
 		if err := s.throwAway(); err != nil {
 			return err
 		}
+		c = s.conf
 	}
 	for _, dir := range []string{c.State, c.Paths.Work, c.Paths.Outbox, c.Paths.Evidence, c.Paths.History, s.runDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -241,7 +241,8 @@ type Left struct {
 
 // Summary is how a drain ended.
 type Summary struct {
-	Counts map[string]int64
-	Left   []Left
-	Took   time.Duration
+	Counts  map[string]int64
+	Left    []Left
+	Blocked string // why no mail was taken at the end, if so
+	Took    time.Duration
 }

@@ -410,7 +410,10 @@ func (g *Gateway) lastResult(ctx context.Context, rr runResult) {
 
 func (g *Gateway) summary(start time.Time) Summary {
 	now := g.Now()
-	s := Summary{Counts: map[string]int64{}, Took: now.Sub(start)}
+	s := Summary{Counts: map[string]int64{}, Took: now.Sub(start), Blocked: g.breaker + g.lowSpace}
+	if g.paused {
+		s.Blocked = "paused"
+	}
 	g.mu.Lock()
 	for k, n := range g.counts {
 		s.Counts[k] = n

@@ -1,0 +1,201 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"holdfast/cmd/holdfast/internal/sample"
+)
+
+// binaries are built once: the program, and the one with planted faults.
+var normal, faulty string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "holdfast-test-")
+	if err != nil {
+		panic(err)
+	}
+	normal, faulty = dir+"/holdfast", dir+"/holdfast-faults"
+	for bin, tags := range map[string]string{normal: "", faulty: "faults"} {
+		if out, err := exec.Command("go", "build", "-tags", tags, "-o", bin, ".").CombinedOutput(); err != nil {
+			panic(fmt.Sprintf("%v\n%s", err, out))
+		}
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// site is one gateway on the disk.
+type site struct {
+	t            *testing.T
+	dir, in, out string
+	config       string
+	messages     []sample.Message
+}
+
+func newSite(t *testing.T, messages []sample.Message, extra string) *site {
+	t.Helper()
+	s := &site{t: t, dir: t.TempDir(), messages: messages}
+	s.in, s.out, s.config = s.dir+"/in", s.dir+"/out", s.dir+"/holdfast.yaml"
+	if err := os.Chmod(s.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{s.in, s.out} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, m := range messages {
+		if err := m.Write(s.in); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.write(extra)
+	return s
+}
+
+func (s *site) write(extra string) {
+	s.t.Helper()
+	text := fmt.Sprintf("state: %s/state\nqueues: [{name: mta, type: sendmail, in: %s, out: %s, kick: none}]\nmin_free: 1MB\n%s", s.dir, s.in, s.out, extra)
+	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// run runs a command line of ours and returns its exit code and output.
+func (s *site) run(bin string, args ...string) (code int, out, errs string) {
+	s.t.Helper()
+	cmd := exec.Command(bin, append(args, "-c", s.config)...)
+	var o, e bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &o, &e
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		s.t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), o.String(), e.String()
+}
+
+// items are the quarantined messages by queue id, with the reasons.
+func (s *site) items() map[string]string {
+	s.t.Helper()
+	_, out, errs := s.run(normal, "quarantine", "list", "--json")
+	res := map[string]string{}
+	for line := range strings.Lines(out) {
+		var r itemRow
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			s.t.Fatalf("%v in %q (%s)", err, line, errs)
+		}
+		res[r.ID] = strings.Join(r.Reasons, "; ")
+	}
+	return res
+}
+
+// account checks every message: in the given ones' place, or out unchanged.
+func (s *site) account(kept, left map[int]bool) {
+	s.t.Helper()
+	items := s.items()
+	for i, m := range s.messages {
+		_, quarantined := items[m.ID]
+		body, err := os.ReadFile(filepath.Join(s.out, "df"+m.ID))
+		control, qerr := os.ReadFile(filepath.Join(s.out, "qf"+m.ID))
+		_, ierr := os.Lstat(filepath.Join(s.in, "qf"+m.ID))
+		released := err == nil && qerr == nil && bytes.Equal(body, m.Body) && bytes.Equal(control, m.Control())
+		switch {
+		case kept[i] && (!quarantined || released || ierr == nil):
+			s.t.Errorf("message %d: quarantined %v, released %v, queued %v", i, quarantined, released, ierr == nil)
+		case left[i] && (quarantined || released || ierr != nil):
+			s.t.Errorf("message %d must be left: quarantined %v, released %v, queued %v", i, quarantined, released, ierr == nil)
+		case !kept[i] && !left[i] && (quarantined || !released || ierr == nil):
+			s.t.Errorf("message %d must be released: quarantined %v (%s), released %v, queued %v", i, quarantined, items[m.ID], released, ierr == nil)
+		}
+	}
+}
+
+func withFault(n int, faults map[int]string) []sample.Message {
+	ms := sample.Demo(n, -1, -1)
+	for i, f := range faults {
+		ms[i].Header += "X-Holdfast-Fault: " + f + "\n"
+	}
+	return ms
+}
+
+// TestOneOfThirtyKillsItsWorker: 29 out, 1 quarantined with the reason, for
+// each way to die.
+func TestOneOfThirtyKillsItsWorker(t *testing.T) {
+	for fault, reason := range map[string]string{
+		"segv@part": "SIGSEGV (crash) at part", "abort@parse": "SIGABRT (crash) at parse", "panic@signature": "(crash) at signature",
+		"stack@parse": "stack overflow", "spin@part": "cpu time exceeded (hang)", "oom@parse": "out of memory (memory)",
+		"exit@part": "exit status 3", "garbage@part": "protocol", "hang@part": "wall time exceeded", "flood@part": "protocol",
+	} {
+		t.Run(fault, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t, withFault(30, map[int]string{11: fault}), "limits: {cpu: 1s, wall: 2s, memory: 150MB, memory_retry: 200MB}\nbatch: {messages: 10}\nlog: {level: error}\n")
+			code, out, errs := s.run(faulty, "run", "--drain")
+			if code != 0 {
+				t.Fatalf("exit %d\n%s%s", code, out, errs)
+			}
+			s.account(map[int]bool{11: true}, nil)
+			if why := s.items()[s.messages[11].ID]; !strings.Contains(why, reason) {
+				t.Errorf("the reason is %q, want %q", why, reason)
+			}
+		})
+	}
+}
+
+// TestHoldfastItselfDies: a planted panic in the control file parser, in the
+// decision and in the log line, each on 1 of 300: 299 leave by themselves.
+func TestHoldfastItselfDies(t *testing.T) {
+	s := newSite(t, withFault(300, map[int]string{40: "panic@qf", 150: "panic@decide", 299: "panic@log"}), "log: {level: error}\n")
+	code, out, errs := s.run(faulty, "run", "--drain")
+	if code != exitPartly {
+		t.Fatalf("exit %d\n%s%s", code, out, errs)
+	}
+	// The one that kills the log line was released before it: it is out.
+	s.account(nil, map[int]bool{40: true, 150: true})
+	for _, i := range []int{40, 150} {
+		if !strings.Contains(out, s.messages[i].ID+": Holdfast itself died 2 times") {
+			t.Errorf("message %d is not listed with its reason:\n%s", i, out)
+		}
+	}
+	// The next start leaves them alone, and says so.
+	if code, out, _ := s.run(faulty, "run", "--drain"); code != exitPartly || !strings.Contains(out, "left 2") {
+		t.Errorf("again: exit %d, %s", code, out)
+	}
+}
+
+func TestADryRunChangesNothing(t *testing.T) {
+	s := newSite(t, sample.Demo(40, 7, -1), "log: {level: error}\n")
+	code, out, errs := s.run(normal, "run", "--drain", "--dry-run")
+	if code != 0 || !strings.Contains(out, "quarantine 1, release 39") {
+		t.Fatalf("exit %d\n%s%s", code, out, errs)
+	}
+	if _, err := os.Stat(s.dir + "/state"); err == nil {
+		t.Error("it made the state directory")
+	}
+	for _, m := range s.messages {
+		if control, err := os.ReadFile(s.in + "/qf" + m.ID); err != nil || !bytes.Equal(control, m.Control()) {
+			t.Errorf("%s: %v", m.ID, err)
+		}
+	}
+}
+
+func TestMonitorReleasesEverythingAndSaysWhatItFound(t *testing.T) {
+	s := newSite(t, sample.Demo(40, 7, -1), "monitor: true\nlog: {level: error}\n")
+	if code, out, errs := s.run(normal, "run", "--drain"); code != 0 {
+		t.Fatalf("exit %d\n%s%s", code, out, errs)
+	}
+	s.account(nil, nil)
+	_, out, _ := s.run(normal, "explain", s.messages[7].ID)
+	for _, want := range []string{"verdict     quarantine", "EICAR", "monitor: released", "became      " + s.messages[7].ID, "default"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("explain lacks %q:\n%s", want, out)
+		}
+	}
+}
