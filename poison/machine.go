@@ -147,12 +147,12 @@ type Machine struct {
 	nextID   RunID
 	items    map[Key]*item
 	runs     map[RunID]*active
-	canaries map[RunID]Key // "" is the breaker's probe
-	waits    map[RunID]Key
+	canaries map[RunID]*item // nil is the breaker's probe
+	waits    map[RunID]*item
 	open     bool // the breaker
 	probe    time.Duration
-	blocked  []Run // wanted while the breaker is open
-	retry    []Key // suspects whose procedure starts again when it closes
+	blocked  []*active // wanted while the breaker is open
+	retry    []*item   // suspects whose procedure starts again when it closes
 	groups   []*group
 	out      []Action
 }
@@ -172,7 +172,11 @@ type item struct {
 type active struct {
 	Run
 	alone bool
+	items []*item // who the keys were: one may go and come back meanwhile
 }
+
+// is says that an item is still the one that has its key.
+func (m *Machine) is(it *item) bool { return it != nil && m.items[it.key] == it }
 
 // group is what died together, until all of it is settled.
 type group struct {
@@ -183,7 +187,7 @@ type group struct {
 
 // New makes a machine.
 func New() *Machine {
-	return &Machine{items: map[Key]*item{}, runs: map[RunID]*active{}, canaries: map[RunID]Key{}, waits: map[RunID]Key{}, probe: firstProbe}
+	return &Machine{items: map[Key]*item{}, runs: map[RunID]*active{}, canaries: map[RunID]*item{}, waits: map[RunID]*item{}, probe: firstProbe}
 }
 
 // Step takes one event and returns what is to be done. An event about
@@ -238,12 +242,20 @@ func (m *Machine) arrived(e Arrived) {
 
 func (m *Machine) run(keys []Key, lane Lane, exclusive, more bool) {
 	r := Run{ID: m.id(), Keys: slices.Clone(keys), Lane: lane, Exclusive: exclusive, More: more}
+	a := &active{Run: r, alone: len(keys) == 1}
+	for _, k := range keys {
+		a.items = append(a.items, m.items[k])
+	}
+	m.start(a)
+}
+
+func (m *Machine) start(a *active) {
 	if m.open {
-		m.blocked = append(m.blocked, r)
+		m.blocked = append(m.blocked, a)
 		return
 	}
-	m.runs[r.ID] = &active{Run: r, alone: len(keys) == 1}
-	m.do(r)
+	m.runs[a.ID] = a
+	m.do(a.Run)
 }
 
 // ended: passes are final. What a death means depends on whether anybody
@@ -255,8 +267,8 @@ func (m *Machine) ended(e Ended) {
 	}
 	delete(m.runs, e.Run)
 	var left []Key
-	for _, k := range r.Keys {
-		if m.items[k] == nil {
+	for i, k := range r.Keys {
+		if !m.is(r.items[i]) {
 			continue
 		}
 		if slices.Contains(e.Passed, k) {
@@ -307,16 +319,16 @@ func (m *Machine) groupDeath(left []Key, stamp Key, d Death) {
 
 // suspect begins the procedure of an item alone: canary, run, canary, run,
 // canary; each death counts only between two canaries that pass.
-func (m *Machine) suspect(k Key) { m.canary(k) }
+func (m *Machine) suspect(k Key) { m.canary(m.items[k]) }
 
-func (m *Machine) canary(k Key) {
+func (m *Machine) canary(it *item) {
 	if m.open {
-		m.retry = append(m.retry, k)
+		m.retry = append(m.retry, it)
 		return
 	}
 	id := m.id()
-	m.canaries[id] = k
-	m.do(RunCanary{ID: id, Like: k})
+	m.canaries[id] = it
+	m.do(RunCanary{ID: id, Like: it.key})
 }
 
 // soloDeath: an item ended its worker with nobody else in it. Whether that
@@ -325,27 +337,26 @@ func (m *Machine) soloDeath(k Key, d Death) {
 	it := m.items[k]
 	it.last = &d
 	it.all = append(it.all, d)
-	m.canary(k)
+	m.canary(it)
 }
 
 func (m *Machine) canaryEnded(e CanaryEnded) {
-	k, ok := m.canaries[e.Run]
+	it, ok := m.canaries[e.Run]
 	if !ok {
 		return
 	}
 	delete(m.canaries, e.Run)
-	if k == "" {
+	if it == nil {
 		m.probed(e)
 		return
 	}
-	it := m.items[k]
-	if it == nil {
+	if !m.is(it) {
 		return
 	}
 	if !e.Passed {
 		it.last = nil // what died while the canary dies too proves nothing
 		it.version = ""
-		m.retry = append(m.retry, k)
+		m.retry = append(m.retry, it)
 		why := "a known good message does not pass"
 		if e.Death != nil {
 			why += ": " + e.Death.String()
@@ -360,7 +371,7 @@ func (m *Machine) canaryEnded(e CanaryEnded) {
 		return
 	}
 	it.version = e.Version
-	m.run([]Key{k}, Isolation, false, it.more)
+	m.run([]Key{it.key}, Isolation, false, it.more)
 }
 
 // judge books a solo death between canaries.
@@ -395,7 +406,7 @@ func (m *Machine) judge(it *item, d Death, sandwiched bool) {
 		m.settle(it.key, false)
 	case len(it.deaths) == strikesSame: // two different signatures: a third run, later
 		id := m.id()
-		m.waits[id] = it.key
+		m.waits[id] = it
 		m.do(Wait{ID: id, For: thirdRunDelay})
 	default:
 		m.run([]Key{it.key}, Isolation, false, it.more)
@@ -418,18 +429,18 @@ func (m *Machine) unscannable(it *item) {
 }
 
 func (m *Machine) waited(e Waited) {
-	k, ok := m.waits[e.ID]
+	it, ok := m.waits[e.ID]
 	if !ok {
 		return
 	}
 	delete(m.waits, e.ID)
 	switch {
-	case k == "":
+	case it == nil:
 		id := m.id()
-		m.canaries[id] = ""
+		m.canaries[id] = nil
 		m.do(RunCanary{ID: id})
-	case m.items[k] != nil:
-		m.canary(k) // time has passed: the sandwich needs a fresh canary
+	case m.is(it):
+		m.canary(it) // time has passed: the sandwich needs a fresh canary
 	}
 }
 
@@ -445,7 +456,7 @@ func (m *Machine) breaker(why string) {
 
 func (m *Machine) waitProbe() {
 	id := m.id()
-	m.waits[id] = ""
+	m.waits[id] = nil
 	m.do(Wait{ID: id, For: m.probe})
 	m.probe = min(2*m.probe, lastProbe)
 }
@@ -460,16 +471,19 @@ func (m *Machine) probed(e CanaryEnded) {
 	m.do(Breaker{Open: false, Why: "a known good message passes again"})
 	blocked, retry := m.blocked, m.retry
 	m.blocked, m.retry = nil, nil
-	for _, r := range blocked {
-		r.Keys = slices.DeleteFunc(r.Keys, func(k Key) bool { return m.items[k] == nil })
-		if len(r.Keys) > 0 {
-			m.runs[r.ID] = &active{Run: r, alone: len(r.Keys) == 1}
-			m.do(r)
+	for _, a := range blocked {
+		a.items = slices.DeleteFunc(a.items, func(it *item) bool { return !m.is(it) })
+		a.Keys = nil
+		for _, it := range a.items {
+			a.Keys = append(a.Keys, it.key)
+		}
+		if a.alone = len(a.Keys) == 1; len(a.Keys) > 0 {
+			m.start(a)
 		}
 	}
-	for _, k := range retry {
-		if m.items[k] != nil {
-			m.canary(k)
+	for _, it := range retry {
+		if m.is(it) {
+			m.canary(it)
 		}
 	}
 }
