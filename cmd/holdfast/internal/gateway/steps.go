@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sort"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -269,7 +270,7 @@ func (g *Gateway) record(ctx context.Context, m *message, out queue.Outcome) {
 		rec.Addresses = append(rec.Addresses, m.env.Recipients[i].Address)
 	}
 	for _, r := range m.verdict.Reasons {
-		rec.Reasons = append(rec.Reasons, history.Reason{Rule: r.Rule, Text: r.Text, Source: r.Source})
+		rec.Reasons = append(rec.Reasons, history.Reason{Rule: r.Rule, Text: r.Text, Part: r.Part, Source: r.Source})
 	}
 	if m.report != nil {
 		rec.MessageID = m.report.MessageID
@@ -425,6 +426,7 @@ func (g *Gateway) summary(start time.Time) Summary {
 		}
 		s.Left = append(s.Left, Left{ID: w.ID, Why: w.Why})
 	}
+	sort.Slice(s.Left, func(i, j int) bool { return s.Left[i].ID.Key() < s.Left[j].ID.Key() })
 	return s
 }
 
