@@ -158,7 +158,6 @@ type weekend struct {
 	ambient   float64 // chance of a resource end of any run
 	broken    int     // canaries that still fail
 	queue     []Action
-	state     map[Key]string
 	running   map[Key]bool
 	deaths    int
 	convicted []Key

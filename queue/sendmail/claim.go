@@ -221,7 +221,7 @@ func (c *claim) recognise() error {
 	}
 	m, ok := c.q.readMarker(beside)
 	if !ok || m.self != st.Ino {
-		return fmt.Errorf("%s: %w: it is in the way, and not ours", beside, queue.ErrForeign)
+		return nil // of unknown origin: listings count it once its message has left
 	}
 	return c.q.sweepPrepared(c.in, c.entry.ID.Name, m, nil)
 }

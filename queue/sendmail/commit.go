@@ -217,8 +217,8 @@ func (q *Queue) decide(j *job) error {
 	case plain:
 		return q.decidePlain(j, path)
 	case kept, dropped:
-		if err := q.FS.Unlink(path); err != nil {
-			return gone(err)
+		if err := q.remove(path, j.in.goneControl(j.entry.ID.Name), j.stats.Control.Ino); err != nil {
+			return err
 		}
 		j.decided = true
 		j.newIDs = []string{j.item}
@@ -297,6 +297,36 @@ func (q *Queue) undo(ctx context.Context, j *job) {
 	}
 }
 
+// remove removes a file of the queue that an administrator may replace at
+// any instant: it is renamed aside, looked at there, and put back if it is
+// not the given inode. ErrGone: the name is another file's, or nobody's.
+func (q *Queue) remove(path, aside string, ino uint64) error {
+	st, err := lstat(path)
+	if err != nil {
+		return err
+	}
+	if st.Ino != ino {
+		return fmt.Errorf("%s: %w: another file has its name", path, queue.ErrGone)
+	}
+	if err := q.FS.Rename(path, aside); err != nil {
+		return gone(err)
+	}
+	if st, err = lstat(aside); err != nil {
+		return err
+	}
+	if st.Ino != ino {
+		if err := q.FS.Rename(aside, path); err != nil {
+			return fmt.Errorf("a foreign file was renamed to %s and cannot go back: %w", aside, err)
+		}
+		return fmt.Errorf("%s: %w: replaced by another file", path, queue.ErrGone)
+	}
+	// It has left the queue with the rename; under this name it harms nobody.
+	if err := q.FS.Unlink(aside); err != nil {
+		q.Report(Event{What: "remove " + aside, Err: err})
+	}
+	return nil
+}
+
 // note reports a failed tidying: nothing is lost by it.
 func (q *Queue) note(id queue.ID, what string, err error) {
 	if err != nil {
@@ -322,7 +352,12 @@ func (q *Queue) cleanUp(j *job) error {
 	if j.kind == rewritten {
 		q.unlinkInode(j.in.newControl(id, 0), j.marker.orig)
 	}
-	q.unlinkInode(j.dfIn, j.stats.Data.Ino)
+	if j.stats.Data.Ino == 0 {
+		return nil // a resumed one whose body was elsewhere
+	}
+	if err := q.remove(j.dfIn, filepath.Join(filepath.Dir(j.dfIn), "hb"+id+".gone"), j.stats.Data.Ino); err != nil && !errors.Is(err, queue.ErrGone) {
+		q.note(j.entry.ID, "remove its data file", err)
+	}
 	return nil
 }
 
@@ -338,8 +373,16 @@ func (q *Queue) Sweep(_ context.Context, id queue.ID, st queue.Stats) error {
 		return err
 	}
 	q.unlinkInode(p.newControl(id.Name, 0), st.Control.Ino)
-	if st.Data.Ino != 0 {
-		q.unlinkInode(p.data(id.Name), st.Data.Ino)
+	q.unlinkInode(p.goneControl(id.Name), st.Control.Ino)
+	if m, ok := q.readMarker(p.goneControl(id.Name)); ok {
+		q.unlinkInode(p.goneControl(id.Name), m.self)
+	}
+	if st.Data.Ino == 0 {
+		return nil
+	}
+	q.unlinkInode(p.goneData(id.Name), st.Data.Ino)
+	if err := q.remove(p.data(id.Name), p.goneData(id.Name), st.Data.Ino); err != nil && !errors.Is(err, queue.ErrGone) {
+		return err
 	}
 	return nil
 }

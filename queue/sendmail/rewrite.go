@@ -335,9 +335,9 @@ func (q *Queue) publishControls(j *job, last bool) error {
 		}
 	}
 	if last && j.marker.final == finalRemove {
-		q.unlinkInode(j.in.control(j.entry.ID.Name), j.marker.self)
-		if _, err := lstat(j.in.control(j.entry.ID.Name)); !errors.Is(err, queue.ErrGone) {
-			return fmt.Errorf("%s is still there", j.in.control(j.entry.ID.Name))
+		id := j.entry.ID.Name
+		if err := q.remove(j.in.control(id), j.in.goneControl(id), j.marker.self); err != nil && !errors.Is(err, queue.ErrGone) {
+			return err
 		}
 	}
 	return nil
@@ -356,7 +356,18 @@ func (q *Queue) moveOut(from, to string, ino uint64) error {
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%s: %w", to, queue.ErrCollision)
 	}
-	return err
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // somebody took it just now: theirs
+	}
+	if err != nil {
+		return err
+	}
+	if st, err := lstat(to); err == nil && st.Ino != ino {
+		if err := q.FS.Rename(to, from); err != nil {
+			return fmt.Errorf("a foreign file was renamed to %s and cannot go back: %w", to, err)
+		}
+	}
+	return nil
 }
 
 func (q *Queue) commitItems(ctx context.Context, j *job) error {

@@ -110,6 +110,11 @@ func (p place) newData(id string, n int) string {
 	return filepath.Join(p.df, fmt.Sprintf("hb%s.%d", id, n))
 }
 
+// goneControl and goneData are where a file of the queue is put before it is
+// removed, so that it can be looked at once nobody else can replace it.
+func (p place) goneControl(id string) string { return filepath.Join(p.qf, "hc"+id+".gone") }
+func (p place) goneData(id string) string    { return filepath.Join(p.df, "hb"+id+".gone") }
+
 // expand returns the directories that patterns name now.
 func expand(patterns []string) ([]string, error) {
 	var out []string
