@@ -181,11 +181,13 @@ func search(ctx context.Context, path, what string) (found []Record, damaged int
 		return nil, 0, fmt.Errorf("open history: %w", err)
 	}
 	defer f.Close()
-	quoted, err := json.Marshal(what)
-	if err != nil {
+	var quoted bytes.Buffer
+	e := json.NewEncoder(&quoted)
+	e.SetEscapeHTML(false) // as the lines were written
+	if err := e.Encode(what); err != nil {
 		return nil, 0, fmt.Errorf("search history: %w", err)
 	}
-	needle := bytes.Trim(quoted, `"`)
+	needle := bytes.Trim(quoted.Bytes(), "\"\n")
 	in := bufio.NewReaderSize(f, 64<<10)
 	for {
 		line, err := readLine(in)

@@ -1,0 +1,87 @@
+package history
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func day(n int) time.Time { return time.Date(2026, 11, n, 12, 0, 0, 0, time.UTC) }
+
+func rec(at time.Time, id, mid string, became ...string) Record {
+	return Record{Time: at, Queue: "q", ID: id, MessageID: mid, NewIDs: became, Verdict: "release"}
+}
+
+func TestARecordIsFoundByEachOfItsNames(t *testing.T) {
+	w := &Writer{Dir: filepath.Join(t.TempDir(), "history")}
+	for n := 1; n <= 3; n++ { // an id comes again on another day
+		if err := w.Append(t.Context(), []Record{rec(day(n), "A", fmt.Sprintf("<m%d@x>", n), fmt.Sprint("B", n)), rec(day(n), "AA", "<other>")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for what, want := range map[string]string{"A": "B3 B2 B1", "B2": "B2", "<m1@x>": "B1", "m1@x": "B1", "nothing": "", "m": ""} {
+		res, err := Find(t.Context(), w.Dir, what, 10)
+		var got []string
+		for _, r := range res.Records {
+			got = append(got, r.NewIDs...)
+		}
+		if err != nil || res.Damaged != 0 || strings.Join(got, " ") != want {
+			t.Errorf("%q: %v, %v", what, got, err)
+		}
+	}
+	if res, err := Find(t.Context(), w.Dir, "A", 2); err != nil || len(res.Records) != 2 {
+		t.Errorf("limit: %d, %v", len(res.Records), err)
+	}
+}
+
+func TestALineCutOffByADeathCostsOnlyItself(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "20261101.jsonl")
+	if err := os.WriteFile(path, []byte(`{"id":"A","queue":"q`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := &Writer{Dir: dir}
+	if err := w.Append(t.Context(), []Record{rec(day(1), "A", "<x>")}); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	res, err := Find(t.Context(), dir, "A", 10)
+	if err != nil || len(res.Records) != 1 || res.Damaged != 1 {
+		t.Errorf("%+v, %v", res, err)
+	}
+}
+
+func TestAGiantLineIsPassedOver(t *testing.T) {
+	dir := t.TempDir()
+	text := `{"id":"A","note":"` + strings.Repeat("A", 3*maxLine) + "\"}\n" + `{"id":"A"}` + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "20261101.jsonl"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	res, err := Find(t.Context(), dir, "A", 10)
+	if err != nil || len(res.Records) != 1 {
+		t.Errorf("%d, %v", len(res.Records), err)
+	}
+}
+
+func TestPurgeTakesWholeOldDays(t *testing.T) {
+	w := &Writer{Dir: t.TempDir()}
+	for n := 1; n <= 5; n++ {
+		if err := w.Append(t.Context(), []Record{rec(day(n), "A", "")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Close()
+	gone, err := Purge(w.Dir, day(4))
+	if err != nil || len(gone) != 3 {
+		t.Errorf("%v, %v", gone, err)
+	}
+	if res, err := Find(t.Context(), w.Dir, "A", 10); err != nil || len(res.Records) != 2 {
+		t.Errorf("%d, %v", len(res.Records), err)
+	}
+}
