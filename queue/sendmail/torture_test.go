@@ -105,21 +105,23 @@ var paths = []path{
 			[]expect{{all, queue.Release, body(id), "X-Scanned: yes"}}
 	}},
 	{"split", func(id string) ([]queue.Group, []expect) {
-		return []queue.Group{
+		groups := []queue.Group{
 			{Recipients: []int{0}, Disposition: queue.Release},
 			{Recipients: []int{1}, Disposition: queue.Release, Edit: &queue.Edit{Header: []queue.HeaderEdit{edited}, Body: strings.NewReader("new " + id + "\n")}},
 			{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
-		}, []expect{
+		}
+		return groups, []expect{
 			{all[:1], queue.Release, body(id), ""},
 			{all[1:2], queue.Release, "new " + id + "\n", "X-Scanned: yes"},
 			{all[2:], queue.Quarantine, body(id), ""},
 		}
 	}},
 	{"split, nothing released", func(id string) ([]queue.Group, []expect) {
-		return []queue.Group{
+		groups := []queue.Group{
 			{Recipients: []int{0, 1}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
 			{Recipients: []int{2}, Disposition: queue.Drop},
-		}, []expect{{all[:2], queue.Quarantine, body(id), ""}, {all[2:], queue.Drop, "", ""}}
+		}
+		return groups, []expect{{all[:2], queue.Quarantine, body(id), ""}, {all[2:], queue.Drop, "", ""}}
 	}},
 	{"quarantine", func(id string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Quarantine, Item: []byte(`{}`)}}, []expect{{all, queue.Quarantine, body(id), ""}}
