@@ -1,0 +1,257 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"holdfast/cmd/holdfast/internal/control"
+	"holdfast/cmd/holdfast/internal/sample"
+)
+
+// daemon starts holdfast run, and stops it with the test.
+func (s *site) daemon(bin string, env ...string) *exec.Cmd {
+	s.t.Helper()
+	cmd := exec.Command(bin, "run", "-c", s.config)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	var log lockedBuffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+		if s.t.Failed() {
+			s.t.Logf("%.4000s", log.String())
+		}
+	})
+	s.until("the daemon answers", func() bool {
+		_, err := control.Dial(s.dir + "/state/control.sock").Status(s.t.Context())
+		return err == nil
+	})
+	return cmd
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (s *site) until(what string, ok func() bool) {
+	s.t.Helper()
+	for range 2400 {
+		if ok() {
+			return
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+	s.t.Fatalf("it does not happen that %s", what)
+}
+
+// TestSystemdIsTold: READY, then WATCHDOG for as long as the loop turns,
+// STOPPING at the end. A loop that is stopped is not praised.
+func TestSystemdIsTold(t *testing.T) {
+	s := newSite(t, nil, "")
+	path := filepath.Join(s.dir, "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cmd := s.daemon(normal, "NOTIFY_SOCKET="+path, "WATCHDOG_USEC=400000")
+	hear := func(want string) {
+		t.Helper()
+		if err := l.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 4096)
+		for {
+			n, err := l.Read(buf)
+			if err != nil {
+				t.Fatalf("waiting for %s: %v", want, err)
+			}
+			if strings.Contains(string(buf[:n]), want) {
+				return
+			}
+		}
+	}
+	hear("READY=1")
+	hear("WATCHDOG=1")
+	hear("WATCHDOG=1")
+	st, err := control.Dial(s.dir + "/state/control.sock").Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(st.PID, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	s.drainSocket(l)
+	if err := l.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := l.Read(make([]byte, 100)); err == nil {
+		t.Errorf("%d bytes from a loop that does not turn", n)
+	}
+	if err := syscall.Kill(st.PID, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	hear("WATCHDOG=1")
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	hear("STOPPING=1")
+}
+
+// drainSocket reads what was sent before the loop was stopped.
+func (s *site) drainSocket(l *net.UnixConn) {
+	for {
+		if err := l.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+			s.t.Fatal(err)
+		}
+		if _, err := l.Read(make([]byte, 4096)); err != nil {
+			return
+		}
+	}
+}
+
+// TestStoppedInTheMiddle: SIGTERM, again and again, while 600 messages pass:
+// what is in work is finished or put back, the ledger is empty, nothing is
+// lost or doubled.
+func TestStoppedInTheMiddle(t *testing.T) {
+	s := newSite(t, sample.Demo(600, 33, -1), "log: {level: error}\nbatch: {messages: 5}\nshutdown: 5s\n")
+	for range 5 {
+		cmd := s.daemon(normal)
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Fatalf("an orderly stop ends with %v", err)
+		}
+	}
+	if code, out, errs := s.run(normal, "run", "--drain"); code != 0 {
+		t.Fatalf("exit %d\n%s%s", code, out, errs)
+	}
+	s.account(map[int]bool{33: true}, nil)
+}
+
+// TestKilledInTheMiddle: SIGKILL of the supervisor at odd instants; the
+// keeper starts it again, and everything arrives once.
+func TestKilledInTheMiddle(t *testing.T) {
+	s := newSite(t, sample.Demo(600, 33, -1), "log: {level: error}\nbatch: {messages: 5}\n")
+	s.daemon(normal)
+	client := control.Dial(s.dir + "/state/control.sock")
+	for i := range 6 {
+		var pid int
+		s.until("a life answers", func() bool {
+			st, err := client.Status(t.Context())
+			pid = st.PID
+			return err == nil
+		})
+		time.Sleep(time.Duration(i*7) * time.Millisecond)
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.until("the inbound queue is empty", func() bool {
+		left, err := filepath.Glob(s.in + "/*")
+		return err == nil && len(left) == 0
+	})
+	s.account(map[int]bool{33: true}, nil)
+}
+
+// TestKilledAtSystemCalls: strace kills the real program at its n-th rename,
+// link, unlink, fsync, fdatasync and pwrite64, n = 1, 2, … .
+func TestKilledAtSystemCalls(t *testing.T) {
+	for _, call := range []string{"renameat2", "linkat", "unlink", "fsync", "fdatasync", "pwrite64"} {
+		t.Run(call, func(t *testing.T) {
+			t.Parallel()
+			for n := 1; n <= 12; n++ {
+				s := newSite(t, sample.Demo(8, 3, -1), "log: {level: error}\nbatch: {messages: 3}\nworkers: 1\n")
+				cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace="+call,
+					"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", call, n), normal, superviseName, "--drain", "-c", s.config)
+				out, err := cmd.CombinedOutput()
+				code, sum, errs := s.run(normal, "run", "--drain")
+				if code != 0 {
+					t.Fatalf("killed at %s %d (%v, %.300s): then exit %d\n%s%s", call, n, err, out, code, sum, errs)
+				}
+				s.account(map[int]bool{3: true}, nil)
+				left, gerr := filepath.Glob(s.in + "/*")
+				if gerr != nil || len(left) > 0 {
+					t.Errorf("killed at %s %d: left %v", call, n, left)
+				}
+				if err == nil {
+					break // it came through: there are no more such calls
+				}
+			}
+		})
+	}
+}
+
+// TestTheLedgerIsDeletedOrCutMeanwhile costs a new scan, and no mail.
+func TestTheLedgerIsDeletedOrCutMeanwhile(t *testing.T) {
+	for _, size := range []int64{-1, 0, 1, 4096, 10_000} {
+		s := newSite(t, sample.Demo(30, 3, -1), "log: {level: error}\nbatch: {messages: 4}\nworkers: 1\n")
+		cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=renameat2", "-e", "inject=renameat2:signal=KILL:when=6", normal, superviseName, "--drain", "-c", s.config)
+		if err := cmd.Run(); err == nil {
+			t.Fatal("it was not killed")
+		}
+		path := s.dir + "/state/ledger.db"
+		err := os.Remove(path)
+		if size >= 0 {
+			err = os.WriteFile(path, make([]byte, size), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code, out, errs := s.run(normal, "run", "--drain"); code != 0 {
+			t.Fatalf("size %d: exit %d\n%s%s", size, code, out, errs)
+		}
+		s.account(map[int]bool{3: true}, nil)
+	}
+}
+
+// TestOneLogLinePerMessage: events, not prose, in text and in JSON.
+func TestOneLogLinePerMessage(t *testing.T) {
+	for format, want := range map[string]string{"text": "msg=message", "json": `"msg":"message"`} {
+		s := newSite(t, sample.Demo(30, 3, -1), "log: {format: "+format+"}\n")
+		_, _, errs := s.run(normal, "run", "--drain")
+		n := 0
+		in := bufio.NewScanner(strings.NewReader(errs))
+		for in.Scan() {
+			if strings.Contains(in.Text(), want) {
+				n++
+				for _, field := range []string{"id", "new_id", "message_id", "from", "recipients", "size", "client", "verdict", "ms_parse"} {
+					if !strings.Contains(in.Text(), field) {
+						t.Errorf("%s: no %s in %s", format, field, in.Text())
+					}
+				}
+			}
+		}
+		if n != 30 {
+			t.Errorf("%s: %d lines about 30 messages", format, n)
+		}
+	}
+}
