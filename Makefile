@@ -21,9 +21,12 @@ bin/holdfast-faults: FORCE
 .PHONY: FORCE
 FORCE:
 
-# Unit tests, fixtures, transcripts, testscript, seeds of the fuzz targets.
+# Unit tests, fixtures, transcripts, testscript, seeds of the fuzz targets, and
+# a smoke run through the real sendmail. .ci/setup installs strace and m4.
 test:
+	.ci/setup >/dev/null
 	$(GO) test ./...
+	$(GO) test -count=1 -tags e2e -run E2EQuarantineRelease ./queue/sendmail
 
 # Everything with real servers; .ci/setup unpacks them.
 e2e:

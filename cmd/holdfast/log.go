@@ -134,7 +134,7 @@ func levelOf(e gateway.Event) logrus.Level {
 		return logrus.DebugLevel
 	}
 	switch e.Name {
-	case gateway.EventMessage, gateway.EventLeftAlone, gateway.EventStopping, gateway.EventSwept, gateway.EventPause:
+	case gateway.EventMessage, gateway.EventLeftAlone, gateway.EventStopping, gateway.EventSwept, gateway.EventPause, gateway.EventRetry:
 		return logrus.InfoLevel
 	case gateway.EventProblem, gateway.EventConvicted, gateway.EventAside, gateway.EventCrash, gateway.EventAlarm:
 		return logrus.ErrorLevel

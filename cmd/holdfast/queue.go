@@ -20,7 +20,7 @@ import (
 
 func newQueue(g *global) *cobra.Command {
 	return group("queue", "Look at the MTA's inbound queues",
-		newQueueList(g), newQueueShow(g), newQueueCat(g), newQueueStat(g))
+		newQueueList(g), newQueueShow(g), newQueueCat(g), newQueueStat(g), newQueueRetry(g))
 }
 
 // queueRow is one line of holdfast queue list.
@@ -276,6 +276,38 @@ func newQueueCat(g *global) *cobra.Command {
 			})
 		},
 	}
+}
+
+func newQueueRetry(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use: "retry ID", Short: "Take a message again that is held back",
+		Long: "Take a message again that is held back: by policy, after a failure, or because\nHoldfast itself died of it. ID may be queue:id.\n\n" + exitHelp,
+		Args: arguments(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error { return runQueueRetry(cmd.Context(), g, args[0]) },
+	}
+}
+
+func runQueueRetry(ctx context.Context, g *global, name string) error {
+	c, err := g.load()
+	if err != nil {
+		return err
+	}
+	inQueue, id, ok := strings.Cut(name, ":")
+	if !ok {
+		inQueue, id = "", name
+	}
+	n, err := control.Dial(c.Paths.Control).Retry(ctx, inQueue, id)
+	if errors.Is(err, control.ErrNoDaemon) {
+		n, err = returnAside(ctx, c, inQueue, id)
+	}
+	switch {
+	case err != nil:
+		return err
+	case n == 0:
+		return failWith(exitNotFound, "%s is not held back", safe.Text(name))
+	}
+	fmt.Fprintf(g.out, "%s will be taken again\n", safe.Text(name))
+	return nil
 }
 
 // queueStat is one queue of holdfast queue stat.

@@ -197,6 +197,31 @@ func contains(all []string, s string) bool {
 	return false
 }
 
+// returnAside ends, without a daemon, a message's being set aside.
+func returnAside(ctx context.Context, c *conf.Config, inQueue, id string) (n int, err error) {
+	if _, err := os.Stat(c.Paths.Ledger); err != nil {
+		return 0, nil // Holdfast has never run here
+	}
+	l, err := ledger.Open(ctx, c.Paths.Ledger, guard, func(ledger.Event) {})
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	rows, err := l.AsideRows()
+	if err != nil {
+		return 0, err
+	}
+	for _, a := range rows {
+		if f := strings.SplitN(a.Key, "\x00", 3); len(f) == 3 && f[2] == id && (inQueue == "" || f[0] == inQueue) {
+			if err := l.Return(a.Key); err != nil {
+				return n, err
+			}
+			n++
+		}
+	}
+	return n, nil
+}
+
 // setAsideRows tells, without a daemon, what is held back.
 func setAsideRows(_ context.Context, c *conf.Config) (map[string]queueRow, error) {
 	out := map[string]queueRow{}

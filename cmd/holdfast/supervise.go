@@ -12,6 +12,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -48,6 +49,7 @@ type supervisor struct {
 	closers []func() error
 	gate    *gateway.Gateway
 	bar     *progress.Bar
+	beaten  atomic.Int64 // when the loop last turned, unix nanoseconds
 }
 
 // supervise runs the gateway until it ends, and again with each new
@@ -96,6 +98,8 @@ func (s *supervisor) life(ctx context.Context, hup <-chan os.Signal) (*conf.Conf
 		done <- ended{sum, err}
 	}()
 	s.say("READY=1\nSTATUS=taking mail")
+	go s.watch(run)
+	go s.purgeDaily(run)
 	var next *conf.Config
 	for {
 		select {
@@ -143,6 +147,11 @@ func (s *supervisor) Status(ctx context.Context) (control.Status, error) {
 	st, err := s.gate.Status(ctx)
 	st.PID, st.Version, st.Started = os.Getpid(), version, s.started
 	return st, err
+}
+
+// Retry asks the loop.
+func (s *supervisor) Retry(ctx context.Context, queue, id string) (int, error) {
+	return s.gate.Retry(ctx, queue, id)
 }
 
 // Wake wakes the loop.
@@ -244,7 +253,7 @@ func (s *supervisor) build(ctx context.Context, p parts) error {
 	}
 	d := gateway.Deps{
 		Settings: s.settings(), Store: p.store, Ledger: p.ledger, Recorder: p.rec, History: hist,
-		Evidence: evidence.Dir{Root: c.Paths.Evidence}, Now: time.Now, Beat: s.beat(),
+		Evidence: evidence.Dir{Root: c.Paths.Evidence}, Now: time.Now, Beat: func() { s.beaten.Store(time.Now().UnixNano()) },
 		Report: func(e gateway.Event) { logEvent(s.log, e) },
 		Canary: func(ctx context.Context) error { return supervisorCanary(ctx, c) },
 		Runner: &gateway.Workers{
@@ -324,17 +333,37 @@ func (s *supervisor) throwAway() error {
 	return nil
 }
 
-// beat tells systemd that the loop is well, as long as it turns.
-func (s *supervisor) beat() func() {
+// watch tells systemd that all is well, for as long as no turn of the loop
+// takes longer than the configured time.
+func (s *supervisor) watch(ctx context.Context) {
 	every := notify.WatchdogInterval()
-	var last time.Time
-	return func() {
-		if every == 0 {
+	if every == 0 {
+		return
+	}
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		if time.Since(time.Unix(0, s.beaten.Load())) < s.conf.Watchdog {
+			s.say("WATCHDOG=1")
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
 			return
 		}
-		if now := time.Now(); now.Sub(last) >= min(every, time.Second) {
-			last = now
-			s.say("WATCHDOG=1")
+	}
+}
+
+// purgeDaily keeps what is over from growing for as long as the daemon runs.
+func (s *supervisor) purgeDaily(ctx context.Context) {
+	t := time.NewTicker(24 * time.Hour)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			s.purge()
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -12,7 +12,10 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -54,6 +57,8 @@ type Daemon interface {
 	Status(ctx context.Context) (Status, error)
 	// Wake makes the daemon look at its queues and its pause file now.
 	Wake()
+	// Retry takes a message again that is left alone: how many had the name.
+	Retry(ctx context.Context, queue, id string) (int, error)
 }
 
 const (
@@ -85,6 +90,14 @@ func Serve(ctx context.Context, path string, d Daemon) error {
 	mux.HandleFunc("POST /v1/wake", func(w http.ResponseWriter, _ *http.Request) {
 		d.Wake()
 		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("POST /v1/retry", func(w http.ResponseWriter, r *http.Request) {
+		n, err := d.Retry(r.Context(), r.URL.Query().Get("queue"), r.URL.Query().Get("id"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintf(w, "%d\n", n)
 	})
 	srv := &http.Server{
 		Handler: mux, ReadTimeout: ioTimeout, WriteTimeout: ioTimeout, IdleTimeout: ioTimeout,
@@ -153,6 +166,19 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 func (c *Client) Wake(ctx context.Context) error {
 	_, err := c.do(ctx, http.MethodPost, "/v1/wake")
 	return err
+}
+
+// Retry asks the daemon to take a message again; ErrNoDaemon if none runs.
+func (c *Client) Retry(ctx context.Context, queue, id string) (int, error) {
+	body, err := c.do(ctx, http.MethodPost, "/v1/retry?"+url.Values{"queue": {queue}, "id": {id}}.Encode())
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(body)))
+	if err != nil {
+		return 0, fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	return n, nil
 }
 
 func (c *Client) do(ctx context.Context, method, path string) ([]byte, error) {

@@ -16,7 +16,10 @@ type daemon struct {
 }
 
 func (d *daemon) Status(context.Context) (Status, error) { return d.status, nil }
-func (d *daemon) Wake()                                  { d.woken <- struct{}{} }
+func (d *daemon) Retry(_ context.Context, queue, id string) (int, error) {
+	return len(queue) + len(id), nil
+}
+func (d *daemon) Wake() { d.woken <- struct{}{} }
 
 // serve starts a socket and waits until it answers.
 func serve(t *testing.T, path string, d Daemon) (stop func() error) {
@@ -49,6 +52,9 @@ func TestAClientSeesTheStatusAndWakesTheDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-d.woken
+	if n, err := Dial(path).Retry(t.Context(), "a&b", "c d"); err != nil || n != 6 {
+		t.Fatalf("%d, %v", n, err)
+	}
 	info, err := os.Stat(path)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("mode %v, %v", info.Mode(), err)

@@ -34,6 +34,7 @@ const (
 	EventAside       = "aside" // a message that kills the supervisor is set aside
 	EventCrash       = "crash" // the supervisor's previous life ended badly
 	EventSwept       = "swept" // what a crash had left was tidied up
+	EventRetry       = "retry" // a person gave a message another chance
 	EventStopping    = "stopping"
 	EventProblem     = "problem" // something of ours failed; mail is safe
 )

@@ -121,6 +121,7 @@ type Gateway struct {
 	listed  chan listed
 	wake    chan struct{}
 	ask     chan chan control.Status
+	retries chan retryRequest
 
 	mu     sync.Mutex
 	stamps map[poison.Key]stamp // written by runs, read by Status
@@ -177,7 +178,7 @@ func New(d Deps) *Gateway {
 		running: map[poison.RunID]*run{}, kicks: map[queue.Queue][]string{},
 		alarmed: map[string]int{},
 		results: make(chan runResult, s.Workers+2), listed: make(chan listed, 1),
-		wake: make(chan struct{}, 1), ask: make(chan chan control.Status),
+		wake: make(chan struct{}, 1), ask: make(chan chan control.Status), retries: make(chan retryRequest),
 		stamps: map[poison.Key]stamp{}, counts: map[string]int64{}, skips: map[string]int{},
 	}
 	for _, q := range d.Queues {
@@ -203,6 +204,23 @@ func (g *Gateway) Status(ctx context.Context) (control.Status, error) {
 		return control.Status{}, fmt.Errorf("the loop does not answer: %w", ctx.Err())
 	}
 	return <-answer, nil
+}
+
+type retryRequest struct {
+	queue, name string
+	answer      chan int
+}
+
+// Retry asks the loop to take a message again that it leaves alone; it
+// returns how many it had by that name.
+func (g *Gateway) Retry(ctx context.Context, queueName, name string) (int, error) {
+	r := retryRequest{queueName, name, make(chan int, 1)}
+	select {
+	case g.retries <- r:
+	case <-ctx.Done():
+		return 0, fmt.Errorf("the loop does not answer: %w", ctx.Err())
+	}
+	return <-r.answer, nil
 }
 
 func (g *Gateway) status(now time.Time) control.Status {

@@ -286,7 +286,7 @@ func (g *Gateway) decide(ctx context.Context, passed []*message) {
 func (g *Gateway) commit(ctx context.Context, ms []*message) {
 	byQueue := map[queue.Queue][]*message{}
 	for _, m := range ms {
-		if g.Settings.DryRun || m.verdict.Disposition == scan.Hold {
+		if g.Settings.DryRun || m.verdict.Disposition == scan.Hold && !g.Settings.Monitor {
 			g.leave(m)
 			continue
 		}
@@ -322,6 +322,7 @@ func (g *Gateway) settled(ctx context.Context, m *message, out queue.Outcome, no
 	switch {
 	case errors.Is(out.Err, queue.ErrGone):
 		g.Report(Event{Name: EventGone, ID: m.id(), Err: out.Err})
+		g.backoff.forget(m.id())
 		g.drop(m)
 		return
 	case out.Err != nil:

@@ -34,6 +34,8 @@ func (g *Gateway) wait(ctx context.Context) {
 		}
 	case answer := <-g.ask:
 		answer <- g.status(g.Now())
+	case r := <-g.retries:
+		r.answer <- g.retry(r.queue, r.name)
 	case <-t.C:
 	case <-ctx.Done():
 		if g.stopping { // already known: do not spin on it
@@ -104,6 +106,28 @@ func (g *Gateway) alarm(p *picker, now time.Time) {
 	g.alarmed[p.q.Name()] = level
 }
 
+// retry gives a message that was left alone another chance at once.
+func (g *Gateway) retry(queueName, name string) int {
+	n := 0
+	for _, w := range g.backoff.waiting(g.Now()) {
+		if w.ID.Name != name || queueName != "" && w.ID.Queue != queueName {
+			continue
+		}
+		if err := g.Ledger.Return(w.ID.Key()); err != nil {
+			g.Report(problem("ledger", err))
+			continue
+		}
+		g.backoff.forget(w.ID)
+		g.changes++
+		n++
+		g.Report(Event{Name: EventRetry, ID: w.ID})
+	}
+	for _, p := range g.pickers {
+		p.due = time.Time{}
+	}
+	return n
+}
+
 // listDue says that p should list its directories now. A drain lists again
 // until a listing that began after the last change finds nothing.
 func (g *Gateway) listDue(p *picker) bool {
@@ -141,6 +165,7 @@ func (g *Gateway) unstamp() {
 // tried again later. The log gets one line until the reason changes.
 func (g *Gateway) cannot(id queue.ID, step string, err error) {
 	if errors.Is(err, queue.ErrGone) {
+		g.backoff.forget(id)
 		return // delivered, moved or removed by somebody else: their right
 	}
 	why := step + ": " + err.Error()
