@@ -424,7 +424,7 @@ func (q *Queue) unusedID(in, out place) (string, error) {
 	for range 100 {
 		id := q.ids.next(time.Now())
 		free := true
-		for _, path := range []string{in.control(id), in.data(id), out.control(id), out.data(id)} {
+		for _, path := range []string{in.control(id), in.data(id), in.newControl(id, 0), in.newData(id, 0), out.control(id), out.data(id)} {
 			var st unix.Stat_t
 			if err := unix.Lstat(path, &st); !errors.Is(err, unix.ENOENT) {
 				free = false

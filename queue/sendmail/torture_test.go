@@ -534,3 +534,106 @@ func powerPoint(t *testing.T, p path, at int) (states int) {
 	}
 	return states
 }
+
+// quarantined is a world with one message in quarantine.
+func quarantined(t *testing.T) *world {
+	w := newWorld(t)
+	p := paths[len(paths)-1]
+	id := "6ANC000000000790"
+	w.put(id, all...)
+	_, w.want[id] = p.plan(id)
+	q, _ := w.open(nil)
+	if _, err := w.commit(q, p); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func (w *world) release(hook durable.Hook) error {
+	q, store := w.open(hook)
+	m, err := store.Find(context.Background(), "6ANC000000000790")
+	if err != nil {
+		return err
+	}
+	it, err := store.Open(m)
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	_, err = it.Release(context.Background(), q, "tester", false)
+	return err
+}
+
+// outCopies is how many complete copies each recipient has on the outbound
+// side; a control file without its body is none, and an error.
+func (w *world) outCopies(t *testing.T, point string) int {
+	t.Helper()
+	n := 0
+	for key, fs := range w.copies() {
+		k := 0
+		for _, f := range fs {
+			if f.where != "out" {
+				continue
+			}
+			if k++; f.body != body("6ANC000000000790") {
+				t.Fatalf("%s: %s has the body %q outbound", point, key, f.body)
+			}
+		}
+		n = max(n, k)
+	}
+	return n
+}
+
+// TestTortureQuarantineRelease: stopped at every operation, and without
+// power, an item is released once by the next try.
+func TestTortureQuarantineRelease(t *testing.T) {
+	for _, power := range []bool{false, true} {
+		points := 0
+		for at := 0; ; at++ {
+			dead := false
+			for choose := 0; ; choose++ {
+				w := quarantined(t)
+				var p *fault.Power
+				hook := &fault.Crash{At: at}
+				if power {
+					var err error
+					if p, err = fault.NewPower(w.dir+"/shadow", w.in, w.out, w.quar); err != nil {
+						t.Fatal(err)
+					}
+					hook.Next = p
+				}
+				err := w.release(hook)
+				if dead = hook.Dead; !dead && err != nil {
+					t.Fatal(err)
+				}
+				if power {
+					choices := fault.Choices(p.Pending(), int64(at))
+					if choose >= 2*len(choices) {
+						break
+					}
+					if err := p.Lose(choices[choose/2], fault.Content(1+choose%2)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				points++
+				point := fmt.Sprintf("stopped before %q, power %v", hook.Name, power)
+				if n := w.outCopies(t, point); n > 1 {
+					t.Fatalf("%s: %d copies", point, n)
+				}
+				if err := w.release(nil); err != nil {
+					t.Fatalf("%s: the next try: %v", point, err)
+				}
+				if n := w.outCopies(t, point); n != 1 {
+					t.Fatalf("%s: %d copies after the next try", point, n)
+				}
+				if !power {
+					break
+				}
+			}
+			if !dead {
+				break
+			}
+		}
+		t.Logf("%3d points  %-24s 1 round  lost 0  doubled 0  (power %v)", points, "quarantine release", power)
+	}
+}
