@@ -1,0 +1,142 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/cmd/holdfast/internal/sample"
+)
+
+// TestAnAdministratorMeanwhile: while the daemon works, somebody with sendmail's
+// own lock takes messages away, deletes some, and puts others back. Nothing
+// that was taken comes back by itself, nothing is lost, nothing is doubled.
+func TestAnAdministratorMeanwhile(t *testing.T) {
+	s := newSite(t, sample.Demo(900, -1, -1), "log: {level: error}\nbatch: {messages: 7}\nworkers: 1\n")
+	away := filepath.Join(s.dir, "away")
+	if err := os.Mkdir(away, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.daemon(normal)
+	taken, deleted := map[string]bool{}, map[string]bool{}
+	for i, m := range s.messages {
+		if i%5 != 0 {
+			continue
+		}
+		switch took := s.take(m.ID, away, i%10 == 0); {
+		case took && i%10 == 0:
+			deleted[m.ID] = true
+		case took:
+			taken[m.ID] = true
+		}
+	}
+	if len(taken)+len(deleted) == 0 {
+		t.Fatal("the administrator was too slow for a single message")
+	}
+	for id := range taken { // half come back: data file first, as sendmail does
+		if id[7]%4 == 0 {
+			continue
+		}
+		for _, kind := range []string{"df", "qf"} {
+			if err := os.Rename(filepath.Join(away, kind+id), filepath.Join(s.in, kind+id)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		delete(taken, id)
+	}
+	s.until("the inbound queue is empty", func() bool {
+		left, err := filepath.Glob(s.in + "/qf*")
+		return err == nil && len(left) == 0
+	})
+	for _, m := range s.messages {
+		control, err := os.ReadFile(filepath.Join(s.out, "qf"+m.ID))
+		body, berr := os.ReadFile(filepath.Join(s.out, "df"+m.ID))
+		out := err == nil && berr == nil && bytes.Equal(control, m.Control()) && bytes.Equal(body, m.Body)
+		kept, kerr := os.ReadFile(filepath.Join(away, "df"+m.ID))
+		switch {
+		case deleted[m.ID] && !errors.Is(err, fs.ErrNotExist):
+			t.Errorf("%s was deleted and is out", m.ID)
+		case taken[m.ID] && (out || kerr != nil || !bytes.Equal(kept, m.Body)):
+			t.Errorf("%s was taken away: out %v, %v", m.ID, out, kerr)
+		case !deleted[m.ID] && !taken[m.ID] && !out:
+			t.Errorf("%s is lost: %v %v", m.ID, err, berr)
+		}
+	}
+	t.Logf("%d taken away, %d deleted of %d", len(taken), len(deleted), len(s.messages))
+}
+
+// take moves a message away, or deletes it, under sendmail's lock; false if
+// somebody else has it.
+func (s *site) take(id, away string, remove bool) bool {
+	s.t.Helper()
+	path := filepath.Join(s.in, "qf"+id)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		return false
+	}
+	var a, b syscall.Stat_t
+	if syscall.Stat(path, &a) != nil || syscall.Fstat(int(f.Fd()), &b) != nil || a.Ino != b.Ino {
+		return false
+	}
+	for _, kind := range []string{"qf", "df"} {
+		from := filepath.Join(s.in, kind+id)
+		if remove {
+			err = os.Remove(from)
+		} else {
+			err = os.Rename(from, filepath.Join(away, kind+id))
+		}
+		if err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return true
+}
+
+// TestABacklogDoesNotHoldUpTodaysMail: among 20,000 old messages a new one
+// leaves in the first hundred or so.
+func TestABacklogDoesNotHoldUpTodaysMail(t *testing.T) {
+	s := newSite(t, nil, "log: {level: error}\n")
+	const backlog = 20_000
+	for i := range backlog {
+		m := sample.Message{ID: sample.ID(i), T: 1_795_438_128, From: "a@example.com", To: []string{"b@example.net"}, Header: "Subject: old\n", Body: []byte("old\n")}
+		if err := m.Write(s.in); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := int64(1_700_000_000)
+	err := filepath.WalkDir(s.in, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		return unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{{Sec: before}, {Sec: before}}, 0)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	today := sample.Message{ID: "6AOCtoday00790", T: 1_795_538_128, From: "a@example.com", To: []string{"b@example.net"}, Header: "Subject: new\n", Body: []byte("new\n")}
+	if err := today.Write(s.in); err != nil {
+		t.Fatal(err)
+	}
+	s.daemon(normal)
+	s.until("today's message leaves", func() bool {
+		_, err := os.Lstat(filepath.Join(s.out, "qf"+today.ID))
+		return err == nil
+	})
+	left, err := os.ReadDir(s.in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(left) < 2*backlog*6/10 {
+		t.Errorf("only %d files of the backlog were left when it did", len(left))
+	}
+}
