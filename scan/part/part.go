@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"regexp"
 	"strings"
 
 	"github.com/emersion/go-message/textproto"
@@ -288,6 +289,10 @@ func fields(b []byte) textproto.Header {
 	return loose
 }
 
+// A search in a lower-case copy would not do: folding moves the bytes behind
+// one that is not UTF-8.
+var boundaryWord = regexp.MustCompile("(?i)boundary")
+
 // contentType is the type in lower case; a broken field still says what it
 // begins with.
 func contentType(h textproto.Header) (string, map[string]string) {
@@ -324,9 +329,8 @@ func boundaries(h textproto.Header, params map[string]string) []string {
 		if i == 4 {
 			break
 		}
-		lower := strings.ToLower(v)
-		if at := strings.Index(lower, "boundary"); at >= 0 {
-			rest := strings.TrimLeft(v[at+len("boundary"):], " \t")
+		if at := boundaryWord.FindStringIndex(v); at != nil {
+			rest := strings.TrimLeft(v[at[1]:], " \t")
 			if rest, ok := strings.CutPrefix(rest, "="); ok {
 				add(token(strings.TrimLeft(rest, " \t")))
 			}
