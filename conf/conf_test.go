@@ -24,8 +24,8 @@ func TestFilesMerge(t *testing.T) {
 		t.Errorf("policy %+v", c.Policy)
 	}
 	want := []Queue{
-		{Name: "mta", Type: Sendmail, In: List{"/var/spool/mqueue.in"}, Out: List{"/var/spool/mqueue"}, Lock: Flock, Kick: Kick{Auto: true}},
-		{Name: "second", Type: Sendmail, In: List{"/b/in*", "/c/in"}, Out: List{"/b/out"}, Lock: OFD, Kick: Kick{Command: []string{"/usr/sbin/sendmail", "-C", "/etc/x"}}},
+		{Name: "mta", Type: Sendmail, In: List{"/var/spool/mqueue.in"}, Out: List{"/var/spool/mqueue"}, Lock: Flock, Kick: Command{Auto: true}},
+		{Name: "second", Type: Sendmail, In: List{"/b/in*", "/c/in"}, Out: List{"/b/out"}, Lock: OFD, Kick: Command{Words: []string{"/usr/sbin/sendmail", "-C", "/etc/x"}}},
 	}
 	if !reflect.DeepEqual(c.Queues, want) {
 		t.Errorf("queues %+v", c.Queues)
@@ -71,7 +71,7 @@ policy: {convicted: release, deliver_unscanned: yes}
 ...
 `, "\n", "\r\n"))
 	switch {
-	case c.Queues[0].Name != "A-b_9", c.Queues[0].Kick.Auto, c.Queues[0].Kick.Command != nil,
+	case c.Queues[0].Name != "A-b_9", c.Queues[0].Kick.Auto, c.Queues[0].Kick.Words != nil,
 		c.Workers.Or(3) != 7, !c.Monitor, c.User != "65534", c.Shutdown != 90*time.Second,
 		c.MinFree != 0, c.NewestShare != 0, c.Batch.Bytes != 512000,
 		c.Limits.Message != 10<<20, c.Limits.Header != 1<<20, c.Limits.Decoded != 3e9,
@@ -107,7 +107,7 @@ func TestAwkwardTextIsQuoted(t *testing.T) {
 	c := mustParse(t, least)
 	c.User = "yes"
 	c.State = "/a: b #c"
-	c.Queues[0].Kick = Kick{Command: []string{"/x", "no", "12", "- y", "~", "null", "a\u202eb", "", "=", "<<", "*a", "1:30"}}
+	c.Queues[0].Kick = Command{Words: []string{"/x", "no", "12", "- y", "~", "null", "a\u202eb", "", "=", "<<", "*a", "1:30"}}
 	text := string(c.YAML())
 	for _, want := range []string{
 		`user: "yes"`, `state: "/a: b #c"`,

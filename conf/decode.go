@@ -13,6 +13,7 @@ type field struct {
 	index                                   int
 	name                                    string // of the struct's field
 	key, kind, def, min, max, below, sample string
+	words                                   string // of a command, for a hint
 	need                                    bool
 	enum                                    []string
 }
@@ -28,14 +29,16 @@ func fieldsOf(t reflect.Type) []field {
 		all = append(all, field{
 			index: i, name: t.Field(i).Name, key: tag.Get("key"), kind: tag.Get("kind"),
 			def: tag.Get("default"), min: tag.Get("min"), max: tag.Get("max"),
-			below: tag.Get("below"), sample: tag.Get("sample"),
+			below: tag.Get("below"), sample: tag.Get("sample"), words: tag.Get("words"),
 			need: tag.Get("need") == "yes", enum: strings.Fields(tag.Get("enum")),
 		})
 	}
 	return all
 }
 
-func section(t reflect.Type) bool { return t.Kind() == reflect.Struct && t != reflect.TypeFor[Kick]() }
+func section(t reflect.Type) bool {
+	return t.Kind() == reflect.Struct && t != reflect.TypeFor[Command]()
+}
 
 // maxErrors bounds what one load reports: a file can hold a wrong key in
 // every fourth byte, and nobody reads a thousand errors.

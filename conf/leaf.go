@@ -37,10 +37,10 @@ func (d *decoder) leaf(f field, n *node, v reflect.Value, path string) {
 			ok = d.scalar(f, one, &list[i], bad) && ok
 		}
 		apply = func() { *p = list }
-	case *Kick:
-		var k Kick
-		k, ok = d.kick(n, bad)
-		apply = func() { *p = k }
+	case *Command:
+		var c Command
+		c, ok = d.command(f, n, bad)
+		apply = func() { *p = c }
 	default:
 		fresh := reflect.New(v.Type())
 		ok = d.scalar(f, n, fresh.Interface(), bad)
@@ -51,19 +51,21 @@ func (d *decoder) leaf(f field, n *node, v reflect.Value, path string) {
 	}
 }
 
-// kick reads auto, none or a list of words.
-func (d *decoder) kick(n *node, bad func(place, string, string)) (Kick, bool) {
-	if n.kind == scalarNode && n.value == "auto" {
-		return Kick{Auto: true}, true
-	}
-	if n.kind == scalarNode && n.value == "none" {
-		return Kick{}, true
+// command reads none, a list of words, or auto if that is the default.
+func (d *decoder) command(f field, n *node, bad func(place, string, string)) (Command, bool) {
+	mayAuto := f.def == "auto"
+	if n.kind == scalarNode && (n.value == "auto" && mayAuto || n.value == "none") {
+		return Command{Auto: n.value == "auto"}, true
 	}
 	if n.kind != listNode || len(n.content) == 0 {
-		bad(n.at, fmt.Sprintf("must be auto, none or a list of words, not %s", describe(n)), "a command is written as [/usr/sbin/sendmail, -C, /etc/mail/out.cf]")
-		return Kick{}, false
+		wants := "none or a list of words"
+		if mayAuto {
+			wants = "auto, none or a list of words"
+		}
+		bad(n.at, fmt.Sprintf("must be %s, not %s", wants, describe(n)), "a command is written as ["+f.words+"]")
+		return Command{}, false
 	}
-	var k Kick
+	var c Command
 	ok := true
 	for i, word := range n.content {
 		var s string
@@ -81,9 +83,9 @@ func (d *decoder) kick(n *node, bad func(place, string, string)) (Kick, bool) {
 		default:
 			s = word.value
 		}
-		k.Command = append(k.Command, s)
+		c.Words = append(c.Words, s)
 	}
-	return k, ok
+	return c, ok
 }
 
 // scalar reads one word into target and checks it.
@@ -144,8 +146,8 @@ func setText(target any, s string) (err error) {
 		*p = s
 	case *List:
 		*p = List{s}
-	case *Kick:
-		*p = Kick{Auto: s == "auto"}
+	case *Command:
+		*p = Command{Auto: s == "auto"}
 	case *bool:
 		*p, err = parseBool(s)
 	case *int:

@@ -7,7 +7,8 @@ import "time"
 // Tags: key is the name in the file; default is text as a user would write
 // it; need marks a key without which nothing works; min and max bound
 // numbers, sizes and durations; below is a path's default, under `state`;
-// sample is what the example shows for a key that has no default.
+// sample is what the example shows for a key that has no default, words what
+// a hint shows for a command.
 
 // Config is a whole configuration. Everything in it was checked: paths are
 // absolute and clean, numbers are within their bounds, names are unique.
@@ -53,6 +54,9 @@ type Config struct {
 	// What happens to mail that is not clean: quarantine, hold (it stays in the
 	// MTA's inbound queue until somebody decides) or release.
 	Policy Policy `key:"policy"`
+
+	// A program of yours that is told of each message that was kept back.
+	Notify Notify `key:"notify"`
 
 	// Judge and log, but release everything unmodified.
 	Monitor bool `key:"monitor" default:"no"`
@@ -102,7 +106,7 @@ type Queue struct {
 	// How the MTA is told to deliver what was released: auto, none (its own
 	// queue runs find it), or a command as a list of words, to which -qI and the
 	// queue id are appended once per message: [/usr/sbin/sendmail, -C, /etc/mail/out.cf]
-	Kick Kick `key:"kick" default:"auto"`
+	Kick Command `key:"kick" default:"auto" words:"/usr/sbin/sendmail, -C, /etc/mail/out.cf"`
 }
 
 // Paths are the places of Holdfast's own data. After loading, none is empty.
@@ -183,6 +187,19 @@ type Policy struct {
 	// Allows release to the two above: mail is delivered that nothing has looked
 	// at.
 	DeliverUnscanned bool `key:"deliver_unscanned" default:"no"`
+}
+
+// Notify is a program of the operator's. It is told at least once: after a
+// crash it may hear of a message again, with the same id.
+type Notify struct {
+	// none, or the program as a list of words: [/usr/local/bin/tell]. It gets
+	// one JSON object on standard input: id, queue, queue_id, item, from,
+	// recipients, message_id, verdict, reasons. Exit status 0 means accepted.
+	Command Command `key:"command" default:"none" words:"/usr/local/bin/tell"`
+	// It is killed after this time, and tried again later.
+	Timeout time.Duration `key:"timeout" default:"30s" min:"1s" max:"10m"`
+	// What it has not accepted by then is given up, with a line in the log.
+	GiveUp time.Duration `key:"give_up" default:"1d" min:"1m" max:"30d"`
 }
 
 // Ledger is about what is found in the ledger at claim time.

@@ -30,10 +30,11 @@ func (c Count) Or(n int) int {
 // List is one text or a list of texts in the file.
 type List []string
 
-// Kick says how the MTA is told of released mail.
-type Kick struct {
-	Auto    bool     // as fits the queue's type
-	Command []string // if not Auto; empty means none
+// Command is a program with its arguments: auto where the key allows that,
+// none, or a list of words in the file.
+type Command struct {
+	Auto  bool
+	Words []string // if not Auto; empty means none
 }
 
 // units is a table from unit to factor, largest first.

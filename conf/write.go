@@ -74,14 +74,14 @@ func valueText(value any) string {
 		return word(x)
 	case List:
 		return words(x)
-	case Kick:
+	case Command:
 		switch {
 		case x.Auto:
 			return "auto"
-		case len(x.Command) == 0:
+		case len(x.Words) == 0:
 			return "none"
 		}
-		return words(x.Command)
+		return words(x.Words)
 	case bool:
 		if x {
 			return "yes"

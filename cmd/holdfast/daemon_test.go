@@ -190,6 +190,7 @@ func TestKilledAtSystemCalls(t *testing.T) {
 			t.Parallel()
 			for n := 1; n <= 12; n++ {
 				s := newSite(t, sample.Demo(8, 3, -1), "log: {level: error}\nbatch: {messages: 3}\nworkers: 1\n")
+				told := s.tellsFile()
 				cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace="+call,
 					"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", call, n), normal, superviseName, "--drain", "-c", s.config)
 				out, err := cmd.CombinedOutput()
@@ -198,6 +199,9 @@ func TestKilledAtSystemCalls(t *testing.T) {
 					t.Fatalf("killed at %s %d (%v, %.300s): then exit %d\n%s%s", call, n, err, out, code, sum, errs)
 				}
 				s.account(map[int]bool{3: true}, nil)
+				if text, terr := os.ReadFile(told); terr != nil || !strings.Contains(string(text), s.messages[3].ID) {
+					t.Errorf("killed at %s %d: nobody was told of the quarantined message: %q", call, n, text)
+				}
 				left, gerr := filepath.Glob(s.in + "/*")
 				if gerr != nil || len(left) > 0 {
 					t.Errorf("killed at %s %d: left %v", call, n, left)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"holdfast/cmd/holdfast/internal/courier"
 	"holdfast/cmd/holdfast/internal/sample"
 )
 
@@ -197,5 +198,59 @@ func TestMonitorReleasesEverythingAndSaysWhatItFound(t *testing.T) {
 		if !strings.Contains(out, want) {
 			t.Errorf("explain lacks %q:\n%s", want, out)
 		}
+	}
+}
+
+// tellsFile adds a notify program to the configuration, which writes down
+// what it is told. It fails while there is a file called down.
+func (s *site) tellsFile() (told string) {
+	s.t.Helper()
+	script := fmt.Sprintf("#!/bin/sh\ntest -e %[1]s/down && { echo no; exit 1; }\ncat >> %[1]s/told\n", s.dir)
+	if err := os.WriteFile(s.dir+"/tell", []byte(script), 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.WriteFile(s.config, fmt.Appendf(text, "notify: {command: [%s/tell]}\n", s.dir), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	return s.dir + "/told"
+}
+
+// TestAProgramIsToldOfWhatIsKept: once per quarantined message, after the
+// fact; a program that fails is told again, with the same id.
+func TestAProgramIsToldOfWhatIsKept(t *testing.T) {
+	ms := sample.Demo(20, 7, 7)
+	s := newSite(t, ms, "")
+	told := s.tellsFile()
+	if err := os.WriteFile(s.dir+"/down", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := s.run(normal, "run", "--drain"); code != 0 || !strings.Contains(errs, "to be tried again") {
+		t.Errorf("exit %d\n%s", code, errs)
+	}
+	if err := os.Remove(s.dir + "/down"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if code, _, errs := s.run(normal, "run", "--drain"); code != 0 {
+			t.Errorf("exit %d\n%s", code, errs)
+		}
+	}
+	text, err := os.ReadFile(told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n courier.Notice
+	if err := json.Unmarshal(text, &n); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	if _, ok := s.items()[n.QueueID]; !ok || n.ID == "" || n.Verdict != "quarantine" || len(n.Reasons) == 0 || len(n.Recipients) == 0 {
+		t.Errorf("%s", text)
+	}
+	if code, out, _ := s.run(normal, "quarantine", "show", n.Item); code != 0 || !strings.Contains(out, n.QueueID) {
+		t.Errorf("the notice names item %s: exit %d, %s", n.Item, code, out)
 	}
 }

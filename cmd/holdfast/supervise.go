@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/cmd/holdfast/internal/control"
+	"holdfast/cmd/holdfast/internal/courier"
 	"holdfast/cmd/holdfast/internal/gateway"
 	"holdfast/cmd/holdfast/internal/keeper"
 	"holdfast/cmd/holdfast/internal/notify"
@@ -30,6 +31,7 @@ import (
 	"holdfast/poison/recorder"
 	"holdfast/queue"
 	"holdfast/queue/history"
+	"holdfast/queue/outbox"
 	"holdfast/queue/quarantine"
 	"holdfast/queue/sendmail"
 	"holdfast/scan"
@@ -48,6 +50,7 @@ type supervisor struct {
 	notify  notify.Socket
 	closers []func() error
 	gate    *gateway.Gateway
+	courier *courier.Courier // nil: nobody wants to be told
 	bar     *progress.Bar
 	beaten  atomic.Int64 // when the loop last turned, unix nanoseconds
 }
@@ -100,6 +103,7 @@ func (s *supervisor) life(ctx context.Context, hup <-chan os.Signal) (*conf.Conf
 	s.say("READY=1\nSTATUS=taking mail")
 	go s.watch(run)
 	go s.purgeDaily(run)
+	defer s.deliver(run)()
 	var next *conf.Config
 	for {
 		select {
@@ -271,9 +275,50 @@ func (s *supervisor) build(ctx context.Context, p parts) error {
 	for _, q := range p.queues {
 		d.Queues = append(d.Queues, q)
 	}
+	if err := s.openOutbox(&d); err != nil {
+		return err
+	}
 	s.gate = gateway.New(d)
 	s.purge()
 	return s.gate.Recover(ctx, p.last, keeper.LastDeath())
+}
+
+// openOutbox opens the outbox if somebody wants to be told.
+func (s *supervisor) openOutbox(d *gateway.Deps) error {
+	n := s.conf.Notify
+	if len(n.Command.Words) == 0 || s.opts.dryRun {
+		return nil
+	}
+	box, err := outbox.New(s.conf.Paths.Outbox, nil)
+	if err != nil {
+		return err
+	}
+	s.courier = courier.New(courier.Courier{
+		Box: box, Command: n.Command.Words, Timeout: n.Timeout, GiveUp: n.GiveUp, Now: time.Now,
+		Report: func(err error) {
+			logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: err, Fields: gateway.Fields{"what": "notify"}})
+		},
+	})
+	d.Outbox, d.Deliver = box, s.courier.Wake
+	return nil
+}
+
+// deliver starts the courier; the returned function ends it after what is
+// ready had one more chance.
+func (s *supervisor) deliver(ctx context.Context) (finish func()) {
+	if s.courier == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	go func() { defer close(ended); s.courier.Run(ctx) }()
+	return func() {
+		cancel()
+		<-ended
+		last, done := context.WithTimeout(context.WithoutCancel(ctx), s.conf.Shutdown)
+		defer done()
+		s.courier.Round(last)
+	}
 }
 
 // purge removes what is kept for long enough.
@@ -400,9 +445,9 @@ func makeQueues(c *conf.Config, store queue.Store, token string, report func(sen
 
 // kickCommand is the configured command, or the MTA that Debian's package
 // installs, in its daemon's mode.
-func kickCommand(k conf.Kick) []string {
+func kickCommand(k conf.Command) []string {
 	if !k.Auto {
-		return k.Command
+		return k.Words
 	}
 	for _, path := range []string{"/usr/sbin/sendmail-mta", "/usr/lib/sm.bin/sendmail"} {
 		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
@@ -430,18 +475,22 @@ func workerUser(c *conf.Config) (uid, gid int, err error) {
 	if os.Geteuid() != 0 {
 		return 0, 0, nil
 	}
-	if n, err := strconv.Atoi(c.User); err == nil {
-		return n, n, nil
+	if uid, err = strconv.Atoi(c.User); err == nil {
+		gid = uid
+	} else {
+		u, err := user.Lookup(c.User)
+		if err != nil {
+			return 0, 0, fmt.Errorf("the workers' user: %w", err)
+		}
+		if uid, err = strconv.Atoi(u.Uid); err == nil {
+			gid, err = strconv.Atoi(u.Gid)
+		}
+		if err != nil {
+			return 0, 0, fmt.Errorf("the workers' user %s: %w", c.User, err)
+		}
 	}
-	u, err := user.Lookup(c.User)
-	if err != nil {
-		return 0, 0, fmt.Errorf("the workers' user: %w", err)
-	}
-	if uid, err = strconv.Atoi(u.Uid); err == nil {
-		gid, err = strconv.Atoi(u.Gid)
-	}
-	if err != nil {
-		return 0, 0, fmt.Errorf("the workers' user %s: %w", c.User, err)
+	if uid <= 0 {
+		return 0, 0, fmt.Errorf("the workers' user %s is root: set user to one that owns nothing", c.User)
 	}
 	return uid, gid, nil
 }

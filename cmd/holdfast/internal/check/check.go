@@ -60,6 +60,7 @@ func Run(ctx context.Context, c *conf.Config, h Host) []Finding {
 		k.queue(&c.Queues[i])
 	}
 	k.state()
+	k.notify()
 	k.rights()
 	k.worker(ctx)
 	k.daemon(ctx)
@@ -207,6 +208,25 @@ func (k *checker) state() {
 	k.fileSystem(topic, path, "the ledger and the quarantine would not survive a reboot: set state to a directory on a disk")
 	if len(k.out) == before {
 		k.say(OK, topic, "", "%s is on a disk, with room", k.conf.State)
+	}
+}
+
+// notify checks the program that is told of kept mail, if there is one.
+func (k *checker) notify() {
+	words := k.conf.Notify.Command.Words
+	if len(words) == 0 {
+		return
+	}
+	st, err := os.Stat(words[0])
+	switch {
+	case err != nil:
+		k.say(Failure, "notify", "correct notify.command", "%v", err)
+	case !st.Mode().IsRegular() || st.Mode().Perm()&0o111 == 0:
+		k.say(Failure, "notify", "chmod +x "+words[0], "%s is not a program that can be run", words[0])
+	case st.Mode().Perm()&0o022 != 0:
+		k.say(Failure, "notify", "chmod go-w "+words[0], "%s runs with Holdfast's rights, and others may write to it", words[0])
+	default:
+		k.say(OK, "notify", "", "%s is told of each message that is kept back", words[0])
 	}
 }
 

@@ -131,6 +131,18 @@ func TestEachFaultIsFoundAndSaysWhatToDo(t *testing.T) {
 		{"state open to others", func(t *testing.T, w *world) { must(t, os.Chmod(w.state, 0o755)) }, Failure, "state", "open to others"},
 		{"state is a file", func(t *testing.T, w *world) { must(t, os.Remove(w.state)); write(t, w.state, "x") }, Failure, "state", "not a directory"},
 		{"not root", func(_ *testing.T, w *world) { w.host.UID = 1000 }, Warning, "rights", "uid 1000"},
+		{"workers as root", func(_ *testing.T, w *world) { w.extra = "user: root\n" }, Failure, "user", "as root"},
+		{"notify missing", func(_ *testing.T, w *world) { w.extra = "notify: {command: [/nonexistent/tell]}\n" }, Failure, "notify", "no such file"},
+		{"notify no program", func(t *testing.T, w *world) {
+			write(t, w.dir+"/tell", "x")
+			w.extra = "notify: {command: [" + w.dir + "/tell]}\n"
+		}, Failure, "notify", "not a program"},
+		{"notify of others", func(t *testing.T, w *world) {
+			write(t, w.dir+"/tell", "x")
+			must(t, os.Chmod(w.dir+"/tell", 0o777))
+			w.extra = "notify: {command: [" + w.dir + "/tell]}\n"
+		}, Failure, "notify", "others may write"},
+		{"notify", func(_ *testing.T, w *world) { w.extra = "notify: {command: [/bin/true]}\n" }, OK, "notify", "is told"},
 		{"no such user", func(_ *testing.T, w *world) { w.extra = "user: nosuchuser\n" }, Failure, "user", "does not exist"},
 		{"sandbox broken", func(_ *testing.T, w *world) {
 			w.host.Sandbox = func(context.Context) ([]string, error) { return nil, errors.New("no landlock") }

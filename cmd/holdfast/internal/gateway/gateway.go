@@ -18,6 +18,7 @@ import (
 	"holdfast/poison/recorder"
 	"holdfast/queue"
 	"holdfast/queue/history"
+	"holdfast/queue/outbox"
 	"holdfast/queue/quarantine"
 	"holdfast/scan"
 )
@@ -84,6 +85,8 @@ type Deps struct {
 	Ledger   *ledger.Ledger
 	Recorder *recorder.Recorder
 	History  *history.Writer
+	Outbox   *outbox.Box // nil: nobody wants to be told
+	Deliver  func()      // something in the outbox is ready
 	Evidence evidence.Dir
 	Runner   Runner
 	Report   func(Event)

@@ -177,7 +177,9 @@ func (g *Gateway) read(ctx context.Context, m *message) bool {
 	m.env = env
 	if m.claim.Decided() {
 		g.stamp("resume", m)
-		g.settled(ctx, m, m.queue.Resume(ctx, m.claim), "finished after a crash")
+		out := m.queue.Resume(ctx, m.claim)
+		g.effects(ctx, []*message{m}, []queue.Outcome{out})
+		g.settled(ctx, m, out, "finished after a crash")
 		return false
 	}
 	g.stamp("render", m)
@@ -281,8 +283,9 @@ func (g *Gateway) decide(ctx context.Context, passed []*message) {
 	g.commit(ctx, passed)
 }
 
-// commit carries out the verdicts: journal, then the queue's own order of
-// operations, then history and log. Messages of one batch share each phase.
+// commit carries out the verdicts: side effects pending, journal, then the
+// queue's own order of operations, then side effects ready, history and log.
+// Messages of one batch share each phase.
 func (g *Gateway) commit(ctx context.Context, ms []*message) {
 	byQueue := map[queue.Queue][]*message{}
 	for _, m := range ms {
@@ -299,8 +302,12 @@ func (g *Gateway) commit(ctx context.Context, ms []*message) {
 			plans[i] = g.plan(m)
 			rows[i] = ledger.Decision{Key: string(m.key), Data: decision(m)}
 		}
-		if err := g.Ledger.Decided(ctx, rows); err != nil {
-			g.Report(problem("ledger", fmt.Errorf("record %d decisions: %w", len(rows), err)))
+		err := g.pend(ctx, ms)
+		if err == nil {
+			err = g.Ledger.Decided(ctx, rows)
+		}
+		if err != nil {
+			g.Report(problem("commit", fmt.Errorf("record %d decisions: %w", len(rows), err)))
 			for _, m := range ms {
 				g.cannot(m.id(), "commit", err)
 				g.drop(m)
@@ -310,6 +317,7 @@ func (g *Gateway) commit(ctx context.Context, ms []*message) {
 		g.recorderStamp("commit", "")
 		outs := q.Commit(context.WithoutCancel(ctx), plans) // never stopped half way
 		g.unstamp()
+		g.effects(ctx, ms, outs)
 		for i, m := range ms {
 			g.settled(ctx, m, outs[i], "")
 		}

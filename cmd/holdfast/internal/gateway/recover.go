@@ -35,6 +35,9 @@ func (g *Gateway) Recover(ctx context.Context, last recorder.Last, death string)
 	if err := g.recoverItems(ctx); err != nil {
 		return err
 	}
+	if err := g.recoverEffects(ctx); err != nil {
+		return err
+	}
 	return g.suspectOf(ctx, last)
 }
 
