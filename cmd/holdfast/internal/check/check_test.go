@@ -131,7 +131,6 @@ func TestEachFaultIsFoundAndSaysWhatToDo(t *testing.T) {
 		{"state open to others", func(t *testing.T, w *world) { must(t, os.Chmod(w.state, 0o755)) }, Failure, "state", "open to others"},
 		{"state is a file", func(t *testing.T, w *world) { must(t, os.Remove(w.state)); write(t, w.state, "x") }, Failure, "state", "not a directory"},
 		{"not root", func(_ *testing.T, w *world) { w.host.UID = 1000 }, Warning, "rights", "uid 1000"},
-		{"workers as root", func(_ *testing.T, w *world) { w.extra = "user: root\n" }, Failure, "user", "as root"},
 		{"notify missing", func(_ *testing.T, w *world) { w.extra = "notify: {command: [/nonexistent/tell]}\n" }, Failure, "notify", "no such file"},
 		{"notify no program", func(t *testing.T, w *world) {
 			write(t, w.dir+"/tell", "x")
