@@ -252,17 +252,17 @@ func (g *Gateway) claimAlone(ctx context.Context, q queue.Queue, id queue.ID) er
 
 // origin says how a claimed message enters the machine, or why it is left.
 func (g *Gateway) origin(m *message, found map[string]ledger.Found) (from poison.Origin, skip string) {
-	if m.key == g.solo {
-		return poison.SupervisorDied, ""
-	}
-	switch f := found[string(m.key)]; f.Recovery {
-	case ledger.Alive:
+	f := found[string(m.key)]
+	switch {
+	case f.Recovery == ledger.Alive:
 		return 0, fmt.Sprintf("in work by process %d", f.Row.Owner.PID)
-	case ledger.Young:
+	case f.Recovery == ledger.Young:
 		return 0, "in work by another machine since " + f.Row.Began.Format(time.RFC3339)
-	case ledger.Old:
+	case m.key == g.solo:
+		return poison.SupervisorDied, ""
+	case f.Recovery == ledger.Old:
 		return poison.AloneFirst, ""
-	case ledger.DeadHere:
+	case f.Recovery == ledger.DeadHere:
 		return poison.DeadHere, ""
 	}
 	return poison.Fresh, ""

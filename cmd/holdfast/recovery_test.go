@@ -1,0 +1,117 @@
+package main
+
+import (
+	"encoding/json"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"holdfast/cmd/holdfast/internal/sample"
+	"holdfast/poison/ledger"
+)
+
+// TestEachKindOfRecovery: a run dies with a batch in hand; who it says it was
+// decides what the next one does with the messages.
+func TestEachKindOfRecovery(t *testing.T) {
+	self, err := ledger.Self() // this test: it lives
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(f func(o *ledger.Owner)) ledger.Owner {
+		o := self
+		o.PID, o.Start = 1<<22+1, 1 // above any pid
+		f(&o)
+		return o
+	}
+	foreign := change(func(o *ledger.Owner) { o.Machine = "another" })
+	now := time.Now()
+	for name, c := range map[string]struct {
+		owner ledger.Owner
+		began time.Time
+		left  string // why all are left, "" if all leave
+	}{
+		"owner alive":                  {self, now, "in work by process"},
+		"owner dead here":              {change(func(*ledger.Owner) {}), now, ""},
+		"number in use again":          {change(func(o *ledger.Owner) { o.PID = self.PID }), now, ""},
+		"other boot":                   {change(func(o *ledger.Owner) { o.Boot = "another" }), now, ""},
+		"other machine young":         {foreign, now.Add(-time.Minute), "in work by another machine"},
+		"other machine old":           {foreign, now.Add(-11 * time.Minute), ""},
+		"other machine of the future": {foreign, now.Add(24 * time.Hour), ""},
+	} {
+		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t, sample.Demo(8, -1, -1), "workers: 1\n")
+			cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=memfd_create", "-e", "inject=memfd_create:signal=KILL:when=1",
+				normal, superviseName, "--drain", "-c", s.config)
+			if text, err := cmd.CombinedOutput(); err == nil {
+				t.Fatalf("it was not killed\n%s", text)
+			}
+			if n := s.rewriteOwners(c.owner, c.began); n != 8 {
+				t.Fatalf("%d rows in the ledger after the death", n)
+			}
+			code, out, errs := s.run(normal, "run", "--drain")
+			if c.left == "" {
+				if code != 0 {
+					t.Errorf("exit %d\n%s%s", code, out, errs)
+				}
+				s.account(nil, nil)
+				return
+			}
+			all := map[int]bool{}
+			for i := range s.messages {
+				all[i] = true
+			}
+			s.account(nil, all)
+			if code != exitPartly || strings.Count(out+errs, c.left) < len(s.messages) {
+				t.Errorf("exit %d\n%s%s", code, out, errs)
+			}
+			if n := s.rewriteOwners(change(func(*ledger.Owner) {}), now); n != 8 {
+				t.Errorf("%d rows are left of theirs", n)
+			}
+			if code, out, errs := s.run(normal, "run", "--drain"); code != 0 {
+				t.Errorf("once the owner is dead: exit %d\n%s%s", code, out, errs)
+			}
+			s.account(nil, nil)
+		})
+	}
+}
+
+// rewriteOwners has the rows in work say that they are another's.
+func (s *site) rewriteOwners(o ledger.Owner, began time.Time) (rows int) {
+	s.t.Helper()
+	db, err := bbolt.Open(s.dir+"/state/ledger.db", 0o600, &bbolt.Options{Timeout: time.Minute})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer db.Close()
+	err = db.Update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket([]byte("inflight"))
+		all := map[string][]byte{}
+		if err := b.ForEach(func(k, v []byte) error {
+			var r ledger.Row
+			if err := json.Unmarshal(v, &r); err != nil {
+				return err
+			}
+			r.Owner, r.Began = o, began
+			text, err := json.Marshal(r)
+			all[string(k)] = text
+			return err
+		}); err != nil {
+			return err
+		}
+		rows = len(all)
+		for k, v := range all {
+			if err := b.Put([]byte(k), v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return rows
+}
