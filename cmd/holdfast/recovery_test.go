@@ -33,10 +33,10 @@ func TestEachKindOfRecovery(t *testing.T) {
 		began time.Time
 		left  string // why all are left, "" if all leave
 	}{
-		"owner alive":                  {self, now, "in work by process"},
-		"owner dead here":              {change(func(*ledger.Owner) {}), now, ""},
-		"number in use again":          {change(func(o *ledger.Owner) { o.PID = self.PID }), now, ""},
-		"other boot":                   {change(func(o *ledger.Owner) { o.Boot = "another" }), now, ""},
+		"owner alive":                 {self, now, "in work by process"},
+		"owner dead here":             {change(func(*ledger.Owner) {}), now, ""},
+		"number in use again":         {change(func(o *ledger.Owner) { o.PID = self.PID }), now, ""},
+		"other boot":                  {change(func(o *ledger.Owner) { o.Boot = "another" }), now, ""},
 		"other machine young":         {foreign, now.Add(-time.Minute), "in work by another machine"},
 		"other machine old":           {foreign, now.Add(-11 * time.Minute), ""},
 		"other machine of the future": {foreign, now.Add(24 * time.Hour), ""},
