@@ -405,5 +405,8 @@ func daemonLine(ctx context.Context, g *global, c *conf.Config) error {
 	default:
 		fmt.Fprintf(g.out, "\nrunning as process %d since %s\n", st.PID, st.Started.Local().Format(time.DateTime))
 	}
+	if st.ReloadRefused != "" {
+		fmt.Fprintf(g.out, "the last reload was refused: %s\n", safe.Text(st.ReloadRefused))
+	}
 	return nil
 }

@@ -39,7 +39,7 @@ func TestScripts(t *testing.T) {
 			return os.WriteFile(filepath.Join(env.WorkDir, "c.yaml"), []byte(config), 0o600)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"samples": scriptSamples, "hostile": scriptHostile, "item": scriptItem, "up": scriptUp, "settled": scriptSettled, "signal": scriptSignal,
+			"samples": scriptSamples, "hostile": scriptHostile, "item": scriptItem, "up": scriptUp, "settled": scriptSettled, "signal": scriptSignal, "refused": scriptRefused,
 		},
 	})
 }
@@ -103,6 +103,14 @@ func scriptSignal(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	parent := regexp.MustCompile(`PPid:\t(\d+)`).FindSubmatch(stat)
 	ts.Check(ts.Exec("kill", "-"+args[0], string(parent[1])))
+}
+
+// refused waits until the daemon says that it refused to reload.
+func scriptRefused(ts *testscript.TestScript, _ bool, _ []string) {
+	until(ts, func() bool {
+		st, err := control.Dial(ts.MkAbs("state/control.sock")).Status(context.Background())
+		return err == nil && st.ReloadRefused != ""
+	})
 }
 
 func until(ts *testscript.TestScript, ok func() bool) {

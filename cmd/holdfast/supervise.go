@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -47,6 +48,8 @@ type supervisor struct {
 	conf    *conf.Config
 	log     *logrus.Logger
 	started time.Time
+	before  map[string]int64 // what earlier configurations settled
+	refused atomic.Pointer[string]
 	notify  notify.Socket
 	closers []func() error
 	gate    *gateway.Gateway
@@ -66,9 +69,13 @@ func supervise(ctx context.Context, g *global, opts runOptions) (gateway.Summary
 	signal.Notify(hup, unix.SIGHUP)
 	defer signal.Stop(hup)
 	started := time.Now()
+	before := map[string]int64{}
 	for {
-		s := &supervisor{g: g, opts: opts, conf: c, started: started, notify: notify.FromEnv()}
+		s := &supervisor{g: g, opts: opts, conf: c, started: started, before: maps.Clone(before), notify: notify.FromEnv()}
 		next, sum, err := s.life(ctx, hup)
+		for k, n := range sum.Counts {
+			before[k] += n
+		}
 		if err != nil || next == nil {
 			return sum, err
 		}
@@ -134,6 +141,8 @@ func (s *supervisor) reload() *conf.Config {
 	}
 	if err != nil {
 		logEvent(s.log, gateway.Event{Name: "reload refused", Err: err})
+		why := err.Error()
+		s.refused.Store(&why)
 		return nil
 	}
 	logEvent(s.log, gateway.Event{Name: "reload"})
@@ -150,6 +159,12 @@ func (s *supervisor) say(state string) {
 func (s *supervisor) Status(ctx context.Context) (control.Status, error) {
 	st, err := s.gate.Status(ctx)
 	st.PID, st.Version, st.Started = os.Getpid(), version, s.started
+	if why := s.refused.Load(); why != nil {
+		st.ReloadRefused = *why
+	}
+	for k, n := range s.before {
+		st.Counts[k] += n
+	}
 	return st, err
 }
 

@@ -31,6 +31,9 @@ type Status struct {
 	Waiting  []Waiting        `json:"waiting"`
 	Counts   map[string]int64 `json:"counts"` // since the daemon started, by disposition
 	Skipped  map[string]int   `json:"skipped"`
+
+	// ReloadRefused says why the last SIGHUP changed nothing, "" if it did.
+	ReloadRefused string `json:"reload_refused,omitempty"`
 }
 
 // InFlight is one claimed message.
