@@ -403,7 +403,8 @@ func daemonLine(ctx context.Context, g *global, c *conf.Config) error {
 	case st.Breaker != "":
 		fmt.Fprintf(g.out, "\nno mail is taken: %s\n", safe.Text(st.Breaker))
 	default:
-		fmt.Fprintf(g.out, "\nrunning as process %d since %s\n", st.PID, st.Started.Local().Format(time.DateTime))
+		fmt.Fprintf(g.out, "\nrunning as process %d since %s, with the configuration of %s\n", st.PID,
+			st.Started.Local().Format(time.DateTime), st.Loaded.Local().Format(time.DateTime))
 	}
 	if st.ReloadRefused != "" {
 		fmt.Fprintf(g.out, "the last reload was refused: %s\n", safe.Text(st.ReloadRefused))

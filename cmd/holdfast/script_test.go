@@ -39,7 +39,7 @@ func TestScripts(t *testing.T) {
 			return os.WriteFile(filepath.Join(env.WorkDir, "c.yaml"), []byte(config), 0o600)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"samples": scriptSamples, "hostile": scriptHostile, "item": scriptItem, "up": scriptUp, "settled": scriptSettled, "signal": scriptSignal, "refused": scriptRefused,
+			"samples": scriptSamples, "hostile": scriptHostile, "item": scriptItem, "up": scriptUp, "settled": scriptSettled, "signal": scriptSignal, "refused": scriptRefused, "reloaded": scriptReloaded,
 		},
 	})
 }
@@ -110,6 +110,15 @@ func scriptRefused(ts *testscript.TestScript, _ bool, _ []string) {
 	until(ts, func() bool {
 		st, err := control.Dial(ts.MkAbs("state/control.sock")).Status(context.Background())
 		return err == nil && st.ReloadRefused != ""
+	})
+}
+
+// reloaded waits until the daemon runs with another configuration than the
+// one that it started with.
+func scriptReloaded(ts *testscript.TestScript, _ bool, _ []string) {
+	until(ts, func() bool {
+		st, err := control.Dial(ts.MkAbs("state/control.sock")).Status(context.Background())
+		return err == nil && st.Loaded.After(st.Started)
 	})
 }
 

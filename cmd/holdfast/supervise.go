@@ -48,6 +48,7 @@ type supervisor struct {
 	conf    *conf.Config
 	log     *logrus.Logger
 	started time.Time
+	loaded  time.Time
 	before  map[string]int64 // what earlier configurations settled
 	refused atomic.Pointer[string]
 	notify  notify.Socket
@@ -69,9 +70,10 @@ func supervise(ctx context.Context, g *global, opts runOptions) (gateway.Summary
 	signal.Notify(hup, unix.SIGHUP)
 	defer signal.Stop(hup)
 	started := time.Now()
+	loaded := started
 	before := map[string]int64{}
 	for {
-		s := &supervisor{g: g, opts: opts, conf: c, started: started, before: maps.Clone(before), notify: notify.FromEnv()}
+		s := &supervisor{g: g, opts: opts, conf: c, started: started, loaded: loaded, before: maps.Clone(before), notify: notify.FromEnv()}
 		next, sum, err := s.life(ctx, hup)
 		for k, n := range sum.Counts {
 			before[k] += n
@@ -79,7 +81,7 @@ func supervise(ctx context.Context, g *global, opts runOptions) (gateway.Summary
 		if err != nil || next == nil {
 			return sum, err
 		}
-		c = next
+		c, loaded = next, time.Now()
 	}
 }
 
@@ -159,6 +161,7 @@ func (s *supervisor) say(state string) {
 func (s *supervisor) Status(ctx context.Context) (control.Status, error) {
 	st, err := s.gate.Status(ctx)
 	st.PID, st.Version, st.Started = os.Getpid(), version, s.started
+	st.Loaded = s.loaded
 	if why := s.refused.Load(); why != nil {
 		st.ReloadRefused = *why
 	}

@@ -32,6 +32,8 @@ type Status struct {
 	Counts   map[string]int64 `json:"counts"` // since the daemon started, by disposition
 	Skipped  map[string]int   `json:"skipped"`
 
+	// Loaded is when the configuration in use was read.
+	Loaded time.Time `json:"loaded"`
 	// ReloadRefused says why the last SIGHUP changed nothing, "" if it did.
 	ReloadRefused string `json:"reload_refused,omitempty"`
 }
