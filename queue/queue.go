@@ -73,7 +73,10 @@ var (
 type Recipient struct {
 	Address string // as the control file has it, without angle brackets
 	Notify  string // RFC 3461 NOTIFY, "" if the client gave none
-	ORcpt   string // RFC 3461 ORCPT, xtext as stored
+	ORcpt   string // RFC 3461 ORCPT, as stored: sendmail keeps it in xtext, Postfix decoded
+	// Original is the address before aliases were expanded, "" if the MTA
+	// does not keep it.
+	Original string
 }
 
 // Envelope is what the control file says around the message. Every field
@@ -83,12 +86,20 @@ type Envelope struct {
 	Recipients []Recipient
 	EnvID, Ret string // RFC 3461
 	Body8Bit   bool   // BODY=8BITMIME
+	SMTPUTF8   bool   // RFC 6531
 	ClientName string
 	ClientAddr string // IP address literal, "" if local or unknown
 	Helo       string
 	Protocol   string
 	Arrived    time.Time // the T line or record
 	Attempts   int
+
+	// What only some MTAs keep with a message.
+	Filter     string // transport:nexthop of a content filter (Postfix)
+	Redirect   string // replaces all recipients on delivery (Postfix)
+	VERP       string // delimiters
+	SASLUser   string // authenticated sender
+	SASLSender string
 }
 
 // Claim is one message that we hold the MTA's lock on. It stays locked until

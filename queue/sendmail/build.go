@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 
 	"holdfast/queue"
+	"holdfast/queue/header"
 )
 
 // change describes a control file that is made from another.
@@ -83,7 +83,7 @@ func makeLine(s string) line { return line{code: s[0], raw: []byte(s + "\n")} }
 
 // edit applies one header edit.
 func (c *control) edit(e queue.HeaderEdit) error {
-	name, err := checkName(e.Name)
+	name, err := header.Name(e.Name)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func (c *control) edit(e queue.HeaderEdit) error {
 			c.lines = append(c.lines, makeHeader("??", e))
 			return nil
 		}
-		cond, _ := header(c.lines[first])
+		cond, _ := condition(c.lines[first])
 		c.lines[first] = makeHeader(string(cond), e)
 		kept := c.lines[:first+1]
 		for _, l := range c.lines[first+1:] {
@@ -123,34 +123,9 @@ func (c *control) removeHeaders(name string) {
 	c.lines = slices.DeleteFunc(c.lines, func(l line) bool { return l.code == 'H' && fieldName(l) == name })
 }
 
-// checkName refuses what is no field name (RFC 5322, 2.2).
-func checkName(name string) (string, error) {
-	if name == "" {
-		return "", fmt.Errorf("header edit without a field name")
-	}
-	for i := range len(name) {
-		if name[i] <= ' ' || name[i] >= 0x7F || name[i] == ':' {
-			return "", fmt.Errorf("%.100q is no header field name", name)
-		}
-	}
-	return strings.ToLower(name), nil
-}
-
-// makeHeader writes an H line. A line break in the value becomes a fold: a
-// value must never start a line of its own, which could add a recipient.
-// NUL is dropped, as sendmail does when it receives one.
+// makeHeader writes an H line. The value is folded: it must never start a
+// line of its own, which could add a recipient.
 func makeHeader(cond string, e queue.HeaderEdit) line {
-	v := strings.NewReplacer("\r\n", "\n", "\r", "\n", "\x00", "").Replace(e.Value)
-	var b strings.Builder
-	for i, part := range strings.Split(v, "\n") {
-		if i > 0 {
-			b.WriteByte('\n')
-			if part == "" || part[0] != ' ' && part[0] != '\t' {
-				b.WriteByte('\t')
-			}
-		}
-		b.WriteString(part)
-	}
-	raw := "H" + cond + e.Name + ": " + string(quote([]byte(b.String()))) + "\n"
+	raw := "H" + cond + e.Name + ": " + string(quote([]byte(header.Fold(e.Value)))) + "\n"
 	return line{code: 'H', raw: []byte(raw)}
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/queue"
+	"holdfast/queue/inode"
 )
 
 // claim is one locked message.
@@ -43,17 +44,17 @@ func (q *Queue) Lock(_ context.Context, e queue.Entry) (queue.Claim, error) {
 	c := &claim{q: q, entry: e, in: at(e.ID.Dir)}
 	path := c.in.control(e.ID.Name)
 	var err error
-	if c.stats.Control, err = lstat(path); err != nil {
+	if c.stats.Control, err = inode.Lstat(path); err != nil {
 		return nil, err
 	}
 	c.dfIn = c.in.data(e.ID.Name)
-	c.stats.Data, err = lstat(c.dfIn)
+	c.stats.Data, err = inode.Lstat(c.dfIn)
 	if err != nil && !errors.Is(err, queue.ErrGone) {
 		return nil, err
 	}
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, openError(path, err)
+		return nil, inode.OpenError(path, err)
 	}
 	c.qf = os.NewFile(uintptr(fd), path)
 	if err := c.lock(path); err != nil {
@@ -64,14 +65,14 @@ func (q *Queue) Lock(_ context.Context, e queue.Entry) (queue.Claim, error) {
 }
 
 func (c *claim) lock(path string) error {
-	if err := lockFile(c.qf, c.q.Config.Lock); err != nil {
+	if err := inode.Lock(c.qf, c.q.Config.Lock); err != nil {
 		return fmt.Errorf("lock %s: %w", path, err)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(c.qf.Fd()), &st); err != nil {
 		return &fs.PathError{Op: "fstat", Path: path, Err: err}
 	}
-	now, err := lstat(path)
+	now, err := inode.Lstat(path)
 	if err != nil {
 		return err
 	}
@@ -84,42 +85,6 @@ func (c *claim) lock(path string) error {
 		return fmt.Errorf("%s: %w: others may write to it (mode %04o), which sendmail refuses", path, queue.ErrDamaged, st.Mode&0o7777)
 	}
 	return nil
-}
-
-// lockFile takes a whole-file lock without waiting.
-func lockFile(f *os.File, kind string) error {
-	var err error
-	if kind == "ofd" {
-		lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
-		err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk)
-	} else {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	}
-	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, unix.EACCES) {
-		return queue.ErrBusy
-	}
-	return err
-}
-
-func lstat(path string) (queue.FileStat, error) {
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return queue.FileStat{}, openError(path, err)
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return queue.FileStat{}, fmt.Errorf("%s: %w: not a regular file", path, queue.ErrForeign)
-	}
-	return queue.FileStat{Dev: st.Dev, Ino: st.Ino, Size: st.Size, Mtime: time.Unix(st.Mtim.Unix())}, nil
-}
-
-func openError(path string, err error) error {
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("%s: %w", path, queue.ErrGone)
-	case errors.Is(err, unix.ELOOP):
-		return fmt.Errorf("%s: %w: a symbolic link", path, queue.ErrForeign)
-	}
-	return &fs.PathError{Op: "open", Path: path, Err: err}
 }
 
 func (c *claim) Entry() queue.Entry       { return c.entry }
@@ -184,7 +149,7 @@ func (c *claim) openData() error {
 		return fmt.Errorf("%s: %w: the data file is missing", c.dfIn, queue.ErrDamaged)
 	}
 	if err != nil {
-		return openError(c.dfIn, err)
+		return inode.OpenError(c.dfIn, err)
 	}
 	c.df = os.NewFile(uintptr(fd), c.dfIn)
 	var st unix.Stat_t
@@ -208,7 +173,7 @@ func (c *claim) openData() error {
 // that it names itself.
 func (c *claim) recognise() error {
 	beside := c.in.newControl(c.entry.ID.Name, 0)
-	st, err := lstat(beside)
+	st, err := inode.Lstat(beside)
 	if errors.Is(err, queue.ErrGone) {
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/queue"
+	"holdfast/queue/inode"
 )
 
 // job is one plan on its way through the phases of a commit.
@@ -133,7 +134,7 @@ func (q *Queue) newJob(p queue.Plan) *job {
 		}
 	}
 	if j.out, j.err = q.outbound(c.in, c.entry.ID.Name); j.err == nil && j.kind == plain {
-		if st, err := lstat(j.out.control(c.entry.ID.Name)); err == nil {
+		if st, err := inode.Lstat(j.out.control(c.entry.ID.Name)); err == nil {
 			j.err = fmt.Errorf("%s (inode %d): %w", j.out.control(c.entry.ID.Name), st.Ino, queue.ErrCollision)
 		}
 	}
@@ -197,7 +198,7 @@ func (q *Queue) linkData(c *claim, out place, id string, linked *bool) error {
 	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	st, serr := lstat(path)
+	st, serr := inode.Lstat(path)
 	switch {
 	case serr != nil:
 		return serr
@@ -230,7 +231,7 @@ func (q *Queue) decide(j *job) error {
 // still says that the name is the inode that we hold the lock on: an
 // administrator may have moved the message, or put another one there.
 func (c *claim) still(path string) error {
-	st, err := lstat(path)
+	st, err := inode.Lstat(path)
 	if err != nil {
 		return err
 	}
@@ -258,7 +259,7 @@ func (q *Queue) decidePlain(j *job, path string) error {
 	}
 	// Between the check and the rename somebody may have put another control
 	// file under the name: it goes back.
-	if st, err := lstat(to); err == nil && st.Ino != j.stats.Control.Ino {
+	if st, err := inode.Lstat(to); err == nil && st.Ino != j.stats.Control.Ino {
 		if err := q.FS.Rename(to, path); err != nil {
 			j.decided = true
 			return fmt.Errorf("a foreign control file was renamed to %s and cannot go back: %w", to, err)
@@ -279,7 +280,7 @@ func (q *Queue) undo(ctx context.Context, j *job) {
 			return
 		}
 		// Our link, unless a control file came meanwhile that may mean it.
-		if _, err := lstat(j.out.control(id)); err == nil {
+		if _, err := inode.Lstat(j.out.control(id)); err == nil {
 			return
 		}
 		q.unlinkInode(j.out.data(id), j.stats.Data.Ino)
@@ -301,7 +302,7 @@ func (q *Queue) undo(ctx context.Context, j *job) {
 // any instant: it is renamed aside, looked at there, and put back if it is
 // not the given inode. ErrGone: the name is another file's, or nobody's.
 func (q *Queue) remove(path, aside string, ino uint64) error {
-	st, err := lstat(path)
+	st, err := inode.Lstat(path)
 	if err != nil {
 		return err
 	}
@@ -311,7 +312,7 @@ func (q *Queue) remove(path, aside string, ino uint64) error {
 	if err := q.FS.Rename(path, aside); err != nil {
 		return gone(err)
 	}
-	if st, err = lstat(aside); err != nil {
+	if st, err = inode.Lstat(aside); err != nil {
 		return err
 	}
 	if st.Ino != ino {
@@ -336,7 +337,7 @@ func (q *Queue) note(id queue.ID, what string, err error) {
 
 // unlinkInode removes a name only while it is the given inode.
 func (q *Queue) unlinkInode(path string, ino uint64) {
-	st, err := lstat(path)
+	st, err := inode.Lstat(path)
 	if err != nil || st.Ino != ino {
 		return
 	}
@@ -369,7 +370,7 @@ func (q *Queue) Sweep(_ context.Context, id queue.ID, st queue.Stats) error {
 		return fmt.Errorf("%w: %.60q is no queue id", queue.ErrForeign, id.Name)
 	}
 	p := at(id.Dir)
-	if _, err := lstat(p.control(id.Name)); !errors.Is(err, queue.ErrGone) {
+	if _, err := inode.Lstat(p.control(id.Name)); !errors.Is(err, queue.ErrGone) {
 		return err
 	}
 	q.unlinkInode(p.newControl(id.Name, 0), st.Control.Ino)

@@ -291,9 +291,9 @@ func recipient(v []byte, orcpt string) queue.Recipient {
 	return r
 }
 
-// header splits an H line: its condition with the question marks, and the
+// condition splits an H line: its condition with the question marks, and the
 // field. Continuations keep their line breaks.
-func header(l line) (cond, field []byte) {
+func condition(l line) (cond, field []byte) {
 	v := l.value()
 	if len(v) > 0 && v[0] == '?' {
 		if end := bytes.IndexByte(v[1:], '?'); end >= 0 {
@@ -305,7 +305,7 @@ func header(l line) (cond, field []byte) {
 
 // fieldName is the lower-case name of an H line, "" if it has none.
 func fieldName(l line) string {
-	_, f := header(l)
+	_, f := condition(l)
 	name, _, ok := bytes.Cut(f, []byte(":"))
 	if !ok {
 		return ""
@@ -317,7 +317,7 @@ func fieldName(l line) string {
 // the mailer flags D, F or M, or a macro that may be set. A field without
 // colon is dropped on delivery.
 func shown(l line) bool {
-	cond, f := header(l)
+	cond, f := condition(l)
 	if bytes.IndexByte(f, ':') < 0 {
 		return false
 	}
@@ -330,7 +330,7 @@ func (c *control) headerBlock() []byte {
 	var b bytes.Buffer
 	for _, l := range c.lines {
 		if l.code == 'H' && shown(l) {
-			_, f := header(l)
+			_, f := condition(l)
 			b.Write(unquote(f))
 			b.WriteByte('\n')
 		}

@@ -12,6 +12,7 @@ import (
 
 	"holdfast/queue"
 	"holdfast/queue/durable"
+	"holdfast/queue/inode"
 )
 
 // newFile is a prepared file: unnamed until its content is on the disk.
@@ -113,7 +114,7 @@ func (q *Queue) nameFiles(jobs []*job) {
 // free refuses an id that another outbound message has.
 func (q *Queue) free(out place, id string) error {
 	for _, path := range []string{out.control(id), out.data(id)} {
-		if st, err := lstat(path); err == nil {
+		if st, err := inode.Lstat(path); err == nil {
 			return fmt.Errorf("%s (inode %d): %w", path, st.Ino, queue.ErrCollision)
 		}
 	}
@@ -226,16 +227,16 @@ func (q *Queue) exchange(j *job, path string) error {
 		return err
 	}
 	j.fresh = &lockedNew{f: f}
-	if st, err := lstat(beside); err != nil || st.Ino != j.marker.self {
+	if st, err := inode.Lstat(beside); err != nil || st.Ino != j.marker.self {
 		return fmt.Errorf("%s: %w: not the control file that was prepared", beside, queue.ErrChanged)
 	}
-	if err := lockFile(f, q.Config.Lock); err != nil {
+	if err := inode.Lock(f, q.Config.Lock); err != nil {
 		return fmt.Errorf("lock %s: %w", beside, err)
 	}
 	if err := q.FS.Exchange(beside, path); err != nil {
 		return gone(err)
 	}
-	st, err := lstat(beside)
+	st, err := inode.Lstat(beside)
 	if err == nil && st.Ino != j.stats.Control.Ino {
 		if err := q.FS.Exchange(beside, path); err != nil {
 			j.decided = true
@@ -314,7 +315,7 @@ func (q *Queue) published(j *job, g prepared, i int) bool {
 	if g.qf == j.marker.self {
 		path = j.in.control(j.entry.ID.Name)
 	}
-	st, err := lstat(path)
+	st, err := inode.Lstat(path)
 	return err != nil || st.Ino != g.qf
 }
 
@@ -345,7 +346,7 @@ func (q *Queue) publishControls(j *job, last bool) error {
 
 // moveOut renames a prepared file; one that is missing was moved before.
 func (q *Queue) moveOut(from, to string, ino uint64) error {
-	st, err := lstat(from)
+	st, err := inode.Lstat(from)
 	if errors.Is(err, queue.ErrGone) || err == nil && st.Ino != ino {
 		return nil
 	}
@@ -362,7 +363,7 @@ func (q *Queue) moveOut(from, to string, ino uint64) error {
 	if err != nil {
 		return err
 	}
-	if st, err := lstat(to); err == nil && st.Ino != ino {
+	if st, err := inode.Lstat(to); err == nil && st.Ino != ino {
 		if err := q.FS.Rename(to, from); err != nil {
 			return fmt.Errorf("a foreign file was renamed to %s and cannot go back: %w", to, err)
 		}

@@ -14,13 +14,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"holdfast/queue"
 	"holdfast/queue/durable"
+	"holdfast/queue/inode"
 )
 
 // Config describes one queue.
@@ -51,9 +51,7 @@ type Queue struct {
 	Config
 	ids   idSource
 	kicks kicker
-
-	mu    sync.Mutex
-	holds map[string]*os.File // inbound directories that are locked for life
+	dirs  inode.Dirs // inbound directories, locked for life
 }
 
 // New checks the configuration; it does not look at the disk.
@@ -75,7 +73,7 @@ func New(c Config) (*Queue, error) {
 	if c.Report == nil {
 		c.Report = func(Event) {}
 	}
-	q := &Queue{Config: c, holds: map[string]*os.File{}}
+	q := &Queue{Config: c}
 	q.kicks.report = c.Report
 	return q, nil
 }
@@ -175,61 +173,11 @@ func (q *Queue) HoldDirs() error {
 	if err != nil {
 		return err
 	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, d := range dirs {
-		if err := q.hold(d); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// hold is called with mu held.
-func (q *Queue) hold(dir string) error {
-	if q.holds[dir] != nil {
-		return nil
-	}
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return fmt.Errorf("queue directory %s is in use by another Holdfast%s: %w", dir, lockHolder(dir), err)
-	}
-	q.holds[dir] = f
-	return nil
-}
-
-// lockHolder looks the holder of a flock up in /proc/locks (proc_locks(5)).
-func lockHolder(dir string) string {
-	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
-		return ""
-	}
-	text, err := os.ReadFile("/proc/locks")
-	if err != nil {
-		return ""
-	}
-	want := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
-	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); len(f) > 5 && f[5] == want {
-			return " (process " + f[4] + ")"
-		}
-	}
-	return ""
+	return q.dirs.Hold(dirs...)
 }
 
 // Close lets go of the directories.
-func (q *Queue) Close() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for d, f := range q.holds {
-		f.Close()
-		delete(q.holds, d)
-	}
-}
+func (q *Queue) Close() { q.dirs.Close() }
 
 // What a listing leaves alone, and counts.
 const (
