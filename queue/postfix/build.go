@@ -75,23 +75,26 @@ type sieve struct {
 func (s *sieve) records(b []byte, in []record) []byte {
 	for _, r := range in {
 		switch {
-		case r.kind == recOrcpt, r.kind == recAttr && ofRecipient(r.data):
-			s.pending = append(s.pending, r)
 		case r.kind == recRcpt, r.kind == recDone, r.kind == recCancel:
-			if s.passes(r.kind) {
-				for _, p := range s.pending {
-					b = put(b, p.kind, p.data)
+			ok := s.passes(r.kind)
+			for _, p := range s.pending {
+				if ok || !ofRecipient(p) {
+					b = put(b, p.kind, s.renewed(p))
 				}
+			}
+			if ok {
 				b = put(b, r.kind, r.data)
 				s.rcpts++
 			}
 			s.pending = nil
+		case len(s.pending) > 0 || ofRecipient(r):
+			s.pending = append(s.pending, r) // in its place, whatever it is
 		default:
 			b = put(b, r.kind, s.renewed(r))
 		}
 	}
 	for _, p := range s.pending { // of no recipient: kept as they are
-		b = put(b, p.kind, p.data)
+		b = put(b, p.kind, s.renewed(p))
 	}
 	s.pending = nil
 	return b
@@ -109,8 +112,9 @@ func (s *sieve) passes(kind byte) bool {
 	return ok
 }
 
-func ofRecipient(attr string) bool {
-	return strings.HasPrefix(attr, "notify_flags=") || strings.HasPrefix(attr, "dsn_orig_rcpt=")
+// ofRecipient says that a record is about the recipient that follows.
+func ofRecipient(r record) bool {
+	return r.kind == recOrcpt || r.kind == recAttr && (strings.HasPrefix(r.data, "notify_flags=") || strings.HasPrefix(r.data, "dsn_orig_rcpt="))
 }
 
 func (s *sieve) renewed(r record) string {
