@@ -1,5 +1,6 @@
-// Package inode looks at the files of a queue: what a name is, by inode, which
-// tells two files of one name apart, and who has it locked. It changes nothing.
+// Package inode handles the files of a queue by inode, which tells two files of
+// one name apart: what a name is, who has it locked, how it is moved or removed
+// without touching another's.
 package inode
 
 import (

@@ -14,6 +14,7 @@ import (
 
 	"holdfast/queue"
 	"holdfast/queue/inode"
+	"holdfast/queue/render"
 )
 
 // claim is one locked message.
@@ -213,50 +214,17 @@ func (q *Queue) readMarker(path string) (marker, bool) {
 // work area if it is large (CUSTODY 1.5).
 func (c *claim) Render(ctx context.Context) (*os.File, error) {
 	head := append(c.control.headerBlock(), '\n')
-	out, memory, err := c.renderTo(int64(len(head)) + c.stats.Data.Size)
+	f, err := render.File(c.q.Work, c.q.RenderInMemory, int64(len(head))+c.stats.Data.Size, func(w io.Writer) error {
+		if _, err := w.Write(head); err != nil {
+			return err
+		}
+		_, err := io.Copy(w, &contextReader{ctx, io.NewSectionReader(c.df, 0, 1<<62)})
+		return err
+	})
 	if err != nil {
-		return nil, err
-	}
-	if _, err = out.Write(head); err == nil {
-		_, err = io.Copy(out, &contextReader{ctx, io.NewSectionReader(c.df, 0, 1<<62)})
-	}
-	if err == nil && memory {
-		_, err = unix.FcntlInt(out.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
-	}
-	if err == nil && !memory {
-		return readOnly(out)
-	}
-	if err != nil {
-		out.Close()
 		return nil, fmt.Errorf("render %s: %w", c.entry.ID, err)
 	}
-	return out, nil
-}
-
-func (c *claim) renderTo(size int64) (f *os.File, memory bool, err error) {
-	if size <= c.q.RenderInMemory {
-		fd, err := unix.MemfdCreate("message", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-		if err != nil {
-			return nil, false, fmt.Errorf("memfd: %w", err)
-		}
-		return os.NewFile(uintptr(fd), "message"), true, nil
-	}
-	fd, err := unix.Open(c.q.Work, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o400)
-	if err != nil {
-		return nil, false, &fs.PathError{Op: "open O_TMPFILE", Path: c.q.Work, Err: err}
-	}
-	return os.NewFile(uintptr(fd), "message"), false, nil
-}
-
-// readOnly opens an unnamed file again for reading: what a worker gets must
-// not be writable, and an unnamed file cannot be sealed.
-func readOnly(f *os.File) (*os.File, error) {
-	defer f.Close()
-	ro, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
-	if err != nil {
-		return nil, fmt.Errorf("open the rendered message for reading: %w", err)
-	}
-	return ro, nil
+	return f, nil
 }
 
 type contextReader struct {

@@ -218,7 +218,7 @@ func (q *Queue) decide(j *job) error {
 	case plain:
 		return q.decidePlain(j, path)
 	case kept, dropped:
-		if err := q.remove(path, j.in.goneControl(j.entry.ID.Name), j.stats.Control.Ino); err != nil {
+		if err := q.files.Remove(path, j.in.goneControl(j.entry.ID.Name), j.stats.Control.Ino); err != nil {
 			return err
 		}
 		j.decided = true
@@ -241,13 +241,6 @@ func (c *claim) still(path string) error {
 	return nil
 }
 
-func gone(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %w", queue.ErrGone, err)
-	}
-	return err
-}
-
 func (q *Queue) decidePlain(j *job, path string) error {
 	to := j.out.control(j.entry.ID.Name)
 	err := q.FS.Rename(path, to)
@@ -255,7 +248,7 @@ func (q *Queue) decidePlain(j *job, path string) error {
 		return fmt.Errorf("%s: %w", to, queue.ErrCollision)
 	}
 	if err != nil {
-		return gone(err)
+		return inode.Gone(err)
 	}
 	// Between the check and the rename somebody may have put another control
 	// file under the name: it goes back.
@@ -283,7 +276,7 @@ func (q *Queue) undo(ctx context.Context, j *job) {
 		if _, err := inode.Lstat(j.out.control(id)); err == nil {
 			return
 		}
-		q.unlinkInode(j.out.data(id), j.stats.Data.Ino)
+		q.files.Unlink(j.out.data(id), j.stats.Data.Ino)
 	case kept:
 		if j.item != "" {
 			q.note(j.entry.ID, "abort its quarantine item", q.Store.Abort(ctx, j.item))
@@ -298,51 +291,10 @@ func (q *Queue) undo(ctx context.Context, j *job) {
 	}
 }
 
-// remove removes a file of the queue that an administrator may replace at
-// any instant: it is renamed aside, looked at there, and put back if it is
-// not the given inode. ErrGone: the name is another file's, or nobody's.
-func (q *Queue) remove(path, aside string, ino uint64) error {
-	st, err := inode.Lstat(path)
-	if err != nil {
-		return err
-	}
-	if st.Ino != ino {
-		return fmt.Errorf("%s: %w: another file has its name", path, queue.ErrGone)
-	}
-	if err := q.FS.Rename(path, aside); err != nil {
-		return gone(err)
-	}
-	if st, err = inode.Lstat(aside); err != nil {
-		return err
-	}
-	if st.Ino != ino {
-		if err := q.FS.Rename(aside, path); err != nil {
-			return fmt.Errorf("a foreign file was renamed to %s and cannot go back: %w", aside, err)
-		}
-		return fmt.Errorf("%s: %w: replaced by another file", path, queue.ErrGone)
-	}
-	// It has left the queue with the rename; under this name it harms nobody.
-	if err := q.FS.Unlink(aside); err != nil {
-		q.Report(Event{What: "remove " + aside, Err: err})
-	}
-	return nil
-}
-
 // note reports a failed tidying: nothing is lost by it.
 func (q *Queue) note(id queue.ID, what string, err error) {
 	if err != nil {
 		q.Report(Event{ID: id, What: what, Err: err})
-	}
-}
-
-// unlinkInode removes a name only while it is the given inode.
-func (q *Queue) unlinkInode(path string, ino uint64) {
-	st, err := inode.Lstat(path)
-	if err != nil || st.Ino != ino {
-		return
-	}
-	if err := q.FS.Unlink(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		q.Report(Event{What: "remove " + path, Err: err})
 	}
 }
 
@@ -351,12 +303,12 @@ func (q *Queue) unlinkInode(path string, ino uint64) {
 func (q *Queue) cleanUp(j *job) error {
 	id := j.entry.ID.Name
 	if j.kind == rewritten {
-		q.unlinkInode(j.in.newControl(id, 0), j.marker.orig)
+		q.files.Unlink(j.in.newControl(id, 0), j.marker.orig)
 	}
 	if j.stats.Data.Ino == 0 {
 		return nil // a resumed one whose body was elsewhere
 	}
-	if err := q.remove(j.dfIn, filepath.Join(filepath.Dir(j.dfIn), "hb"+id+".gone"), j.stats.Data.Ino); err != nil && !errors.Is(err, queue.ErrGone) {
+	if err := q.files.Remove(j.dfIn, filepath.Join(filepath.Dir(j.dfIn), "hb"+id+".gone"), j.stats.Data.Ino); err != nil && !errors.Is(err, queue.ErrGone) {
 		q.note(j.entry.ID, "remove its data file", err)
 	}
 	return nil
@@ -373,16 +325,16 @@ func (q *Queue) Sweep(_ context.Context, id queue.ID, st queue.Stats) error {
 	if _, err := inode.Lstat(p.control(id.Name)); !errors.Is(err, queue.ErrGone) {
 		return err
 	}
-	q.unlinkInode(p.newControl(id.Name, 0), st.Control.Ino)
-	q.unlinkInode(p.goneControl(id.Name), st.Control.Ino)
+	q.files.Unlink(p.newControl(id.Name, 0), st.Control.Ino)
+	q.files.Unlink(p.goneControl(id.Name), st.Control.Ino)
 	if m, ok := q.readMarker(p.goneControl(id.Name)); ok {
-		q.unlinkInode(p.goneControl(id.Name), m.self)
+		q.files.Unlink(p.goneControl(id.Name), m.self)
 	}
 	if st.Data.Ino == 0 {
 		return nil
 	}
-	q.unlinkInode(p.goneData(id.Name), st.Data.Ino)
-	if err := q.remove(p.data(id.Name), p.goneData(id.Name), st.Data.Ino); err != nil && !errors.Is(err, queue.ErrGone) {
+	q.files.Unlink(p.goneData(id.Name), st.Data.Ino)
+	if err := q.files.Remove(p.data(id.Name), p.goneData(id.Name), st.Data.Ino); err != nil && !errors.Is(err, queue.ErrGone) {
 		return err
 	}
 	return nil

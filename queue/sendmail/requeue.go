@@ -46,13 +46,13 @@ func (q *Queue) Requeue(ctx context.Context, it queue.Item) (string, error) {
 		}
 	}
 	in, out := at(note.In), at(note.Out)
-	if err := q.moveOut(in.newData(note.ID, 0), out.data(note.ID), note.DF); err != nil {
+	if err := q.files.Move(in.newData(note.ID, 0), out.data(note.ID), note.DF); err != nil {
 		return "", fmt.Errorf("release as %s: %w", note.ID, err)
 	}
 	if err := q.FS.FsyncDir(out.df); err != nil {
 		return "", err
 	}
-	if err := q.moveOut(in.newControl(note.ID, 0), out.control(note.ID), note.QF); err != nil {
+	if err := q.files.Move(in.newControl(note.ID, 0), out.control(note.ID), note.QF); err != nil {
 		return "", fmt.Errorf("release as %s: %w", note.ID, err)
 	}
 	for _, dir := range []string{out.qf, in.qf, in.df} {
@@ -123,8 +123,8 @@ func (q *Queue) nameRequeue(in place, note requeueNote, df, qf newFile, journal 
 		err = errors.Join(q.FS.FsyncDir(in.df), q.FS.FsyncDir(in.qf))
 	}
 	if err != nil {
-		q.unlinkInode(in.newControl(note.ID, 0), qf.ino)
-		q.unlinkInode(in.newData(note.ID, 0), df.ino)
+		q.files.Unlink(in.newControl(note.ID, 0), qf.ino)
+		q.files.Unlink(in.newData(note.ID, 0), df.ino)
 		return err
 	}
 	// A journal that could not be written may be there all the same: the

@@ -234,7 +234,7 @@ func (q *Queue) exchange(j *job, path string) error {
 		return fmt.Errorf("lock %s: %w", beside, err)
 	}
 	if err := q.FS.Exchange(beside, path); err != nil {
-		return gone(err)
+		return inode.Gone(err)
 	}
 	st, err := inode.Lstat(beside)
 	if err == nil && st.Ino != j.stats.Control.Ino {
@@ -301,7 +301,7 @@ func (q *Queue) publishData(j *job) error {
 			}
 			continue
 		}
-		if err := q.moveOut(j.in.newData(j.entry.ID.Name, i+1), j.out.data(g.id), g.df); err != nil {
+		if err := q.files.Move(j.in.newData(j.entry.ID.Name, i+1), j.out.data(g.id), g.df); err != nil {
 			return err
 		}
 	}
@@ -331,41 +331,14 @@ func (q *Queue) publishControls(j *job, last bool) error {
 		if isLast {
 			from = j.in.control(j.entry.ID.Name)
 		}
-		if err := q.moveOut(from, j.out.control(g.id), g.qf); err != nil {
+		if err := q.files.Move(from, j.out.control(g.id), g.qf); err != nil {
 			return err
 		}
 	}
 	if last && j.marker.final == finalRemove {
 		id := j.entry.ID.Name
-		if err := q.remove(j.in.control(id), j.in.goneControl(id), j.marker.self); err != nil && !errors.Is(err, queue.ErrGone) {
+		if err := q.files.Remove(j.in.control(id), j.in.goneControl(id), j.marker.self); err != nil && !errors.Is(err, queue.ErrGone) {
 			return err
-		}
-	}
-	return nil
-}
-
-// moveOut renames a prepared file; one that is missing was moved before.
-func (q *Queue) moveOut(from, to string, ino uint64) error {
-	st, err := inode.Lstat(from)
-	if errors.Is(err, queue.ErrGone) || err == nil && st.Ino != ino {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	err = q.FS.Rename(from, to)
-	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s: %w", to, queue.ErrCollision)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // somebody took it just now: theirs
-	}
-	if err != nil {
-		return err
-	}
-	if st, err := inode.Lstat(to); err == nil && st.Ino != ino {
-		if err := q.FS.Rename(to, from); err != nil {
-			return fmt.Errorf("a foreign file was renamed to %s and cannot go back: %w", to, err)
 		}
 	}
 	return nil
@@ -408,15 +381,15 @@ func (q *Queue) sweepPrepared(in place, id string, m marker, made []newFile) err
 			continue
 		}
 		if g.df != m.df {
-			q.unlinkInode(in.newData(id, i+1), g.df)
+			q.files.Unlink(in.newData(id, i+1), g.df)
 		}
 		if g.qf != m.self {
-			q.unlinkInode(in.newControl(id, i+1), g.qf)
+			q.files.Unlink(in.newControl(id, i+1), g.qf)
 		}
 	}
 	for _, n := range made {
 		if n.ino != m.self && n.ino != 0 {
-			q.unlinkInode(n.path, n.ino)
+			q.files.Unlink(n.path, n.ino)
 		}
 	}
 	if m.self != 0 {
@@ -425,7 +398,7 @@ func (q *Queue) sweepPrepared(in place, id string, m marker, made []newFile) err
 				return err
 			}
 		}
-		q.unlinkInode(in.newControl(id, 0), m.self)
+		q.files.Unlink(in.newControl(id, 0), m.self)
 	}
 	return nil
 }

@@ -51,6 +51,7 @@ type Queue struct {
 	Config
 	ids   idSource
 	kicks kicker
+	files inode.Files
 	dirs  inode.Dirs // inbound directories, locked for life
 }
 
@@ -75,6 +76,7 @@ func New(c Config) (*Queue, error) {
 	}
 	q := &Queue{Config: c}
 	q.kicks.report = c.Report
+	q.files = inode.Files{FS: c.FS, Report: func(what string, err error) { c.Report(Event{What: what, Err: err}) }}
 	return q, nil
 }
 
