@@ -132,6 +132,14 @@ func (w *File) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Overwrite writes at the given offset, within what was written.
+func (w *File) Overwrite(p []byte, off int64) error {
+	return w.fs.do(Op{Kind: Write, Path: w.f.Name(), Off: off, Data: p, File: w.f}, func() error {
+		_, err := w.f.WriteAt(p, off)
+		return err
+	})
+}
+
 // ReadAt reads what was written.
 func (w *File) ReadAt(p []byte, off int64) (int, error) { return w.f.ReadAt(p, off) }
 
@@ -217,6 +225,11 @@ func (f *FS) Unlink(path string) error {
 // Mkdir makes a directory; its parent must exist.
 func (f *FS) Mkdir(path string, perm fs.FileMode) error {
 	return f.do(Op{Kind: Mkdir, Path: path}, func() error { return os.Mkdir(path, perm) })
+}
+
+// OwnDir gives a directory to an owner and group.
+func (f *FS) OwnDir(path string, uid, gid int) error {
+	return f.do(Op{Kind: Own, Path: path}, func() error { return os.Lchown(path, uid, gid) })
 }
 
 // Rmdir removes an empty directory.

@@ -1,7 +1,6 @@
 package postfix
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"strconv"
@@ -185,36 +184,60 @@ func parseTime(s string) (time.Time, error) {
 	return time.Unix(n, u*1000), nil
 }
 
-// writeContent writes the content as `postcat -bhq` prints it (reference:
-// B3): it has been parsed, so that damage here means that it changed.
-func (f *file) writeContent(r io.ReaderAt, size int64, w io.Writer) error {
-	c := &cursor{r: r, size: size, at: f.sizes.data}
-	var out bytes.Buffer
-	for {
-		kind, data, at, err := c.next()
-		if err != nil {
-			return err
-		}
-		switch kind {
-		case recNorm:
-			out.Write(data)
-			out.WriteByte('\n')
-		case recCont:
-			out.Write(data)
-		case recPad:
-		case recXtra:
-			_, err := w.Write(out.Bytes())
-			return err
-		default:
-			return damaged("a record of type %q in the content at %d", kind, at)
-		}
-		if out.Len() >= readAhead {
-			if _, err := w.Write(out.Bytes()); err != nil {
-				return err
+// content reads the content as `postcat -bhq` prints it (reference: B3). The
+// file has been parsed, so that damage here means that it changed.
+func (f *file) content(r io.ReaderAt, size int64) io.Reader {
+	return &contentReader{c: cursor{r: r, size: size, at: f.sizes.data}}
+}
+
+type contentReader struct {
+	c    cursor
+	text []byte // of the last record, not yet read
+	line bool   // the record's line ends
+	done bool
+}
+
+// Read reads content.
+func (r *contentReader) Read(p []byte) (n int, err error) {
+	for n < len(p) {
+		switch {
+		case len(r.text) > 0:
+			m := copy(p[n:], r.text)
+			r.text, n = r.text[m:], n+m
+		case r.line:
+			p[n] = '\n'
+			r.line = false
+			n++
+		case r.done:
+			if n == 0 {
+				return 0, io.EOF
 			}
-			out.Reset()
+			return n, nil
+		default:
+			if err := r.next(); err != nil {
+				return n, err
+			}
 		}
 	}
+	return n, nil
+}
+
+func (r *contentReader) next() error {
+	kind, data, at, err := r.c.next()
+	switch {
+	case err != nil:
+		return err
+	case kind == recNorm:
+		r.text, r.line = data, true
+	case kind == recCont:
+		r.text = data
+	case kind == recPad:
+	case kind == recXtra:
+		r.done = true
+	default:
+		return damaged("a record of type %q in the content at %d", kind, at)
+	}
+	return nil
 }
 
 // Flags of recipients (Postfix dsn_mask.h).

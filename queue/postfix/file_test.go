@@ -98,11 +98,11 @@ func read(b []byte) (*file, error) {
 
 func content(t testing.TB, f *file, b []byte) []byte {
 	t.Helper()
-	var out bytes.Buffer
-	if err := f.writeContent(bytes.NewReader(b), int64(len(b)), &out); err != nil {
+	out, err := io.ReadAll(f.content(bytes.NewReader(b), int64(len(b))))
+	if err != nil {
 		t.Fatal(err)
 	}
-	return out.Bytes()
+	return out
 }
 
 func sum(b []byte) string {
