@@ -46,7 +46,7 @@ func (q *Queue) load() error {
 	if err != nil {
 		return fmt.Errorf("read the journal of queue %s: %w", q.Config.Name, err)
 	}
-	plans, released := map[string]plan{}, map[string]uint64{}
+	plans, released := map[string]plan{}, map[string]release{}
 	for k, v := range rows {
 		if id, ok := strings.CutPrefix(k, planKey); ok {
 			var p plan
@@ -60,8 +60,11 @@ func (q *Queue) load() error {
 			if err := json.Unmarshal(v, &r); err != nil {
 				return fmt.Errorf("read the journal of queue %s: row %q: %w", q.Config.Name, k, err)
 			}
-			released[id] = r.Ino
+			released[id] = r
 		}
+	}
+	if q.reinjections, err = loadReinjections(rows); err != nil {
+		return fmt.Errorf("read the journal of queue %s: %w", q.Config.Name, err)
 	}
 	q.plans, q.released, q.later = plans, released, map[string][]byte{}
 	return nil
@@ -71,6 +74,7 @@ func (q *Queue) load() error {
 // put it there.
 type release struct {
 	Ino uint64 `json:"inode"`
+	T   int64  `json:"t"`
 }
 
 // Releases are noted after the fact, some together: a crash may forget the
@@ -79,6 +83,7 @@ const (
 	saveAfter = 5 * time.Second
 	saveRows  = 500
 	sweepEach = time.Hour
+	sweepRows = 100_000 // new ones since the last time
 )
 
 // save writes rows, and those that wait.
@@ -135,14 +140,14 @@ func (q *Queue) open(plans []plan) error {
 }
 
 // noteRelease remembers that a message left as it came.
-func (q *Queue) noteRelease(id string, ino uint64) {
-	text, err := json.Marshal(release{ino})
+func (q *Queue) noteRelease(id string, ino uint64, t int64) {
+	text, err := json.Marshal(release{ino, t})
 	if err != nil {
 		return
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.released[id] = ino
+	q.released[id] = release{ino, t}
 	q.later[releasedKey+id] = text
 }
 
@@ -150,15 +155,17 @@ func (q *Queue) noteRelease(id string, ino uint64) {
 func (q *Queue) sweepReleased() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if time.Since(q.swept) < sweepEach {
+	if time.Since(q.swept) < sweepEach && len(q.released)-q.kept < sweepRows {
 		return
 	}
 	q.swept = time.Now()
-	for id, ino := range q.released {
+	defer func() { q.kept = len(q.released) }()
+	q.forgetReinjections()
+	for id, r := range q.released {
 		there := false
 		for _, name := range []string{incomingDir, "active", "deferred", holdDir} {
 			st, err := inode.Lstat(q.path(name, id))
-			there = there || err == nil && st.Ino == ino
+			there = there || err == nil && st.Ino == r.Ino
 		}
 		if !there {
 			delete(q.released, id)
@@ -176,10 +183,11 @@ func (q *Queue) settled(id string) {
 	q.later[planKey+id] = nil
 }
 
-func (q *Queue) wasReleased(id string, ino uint64) bool {
+func (q *Queue) wasReleased(id queue.Identity) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.released[id] == ino
+	r, ok := q.released[id.ID.Name]
+	return ok && r == release{id.Ino, id.T}
 }
 
 // planOf finds the open plan that a file on hold belongs to: by its name, or
