@@ -296,11 +296,15 @@ func runQueueRetry(ctx context.Context, g *global, name string) error {
 	if !ok {
 		inQueue, id = "", name
 	}
+	held, err := holdsOf(c).End(inQueue, id)
+	if err != nil {
+		return err
+	}
 	n, err := control.Dial(c.Paths.Control).Retry(ctx, inQueue, id)
 	if errors.Is(err, control.ErrNoDaemon) {
 		n, err = returnAside(ctx, c, inQueue, id)
 	}
-	switch {
+	switch n += held; {
 	case err != nil:
 		return err
 	case n == 0:

@@ -215,6 +215,13 @@ func returnAside(ctx context.Context, c *conf.Config, inQueue, id string) (n int
 // setAsideRows tells, without a daemon, what is held back.
 func setAsideRows(_ context.Context, c *conf.Config) (map[string]queueRow, error) {
 	out := map[string]queueRow{}
+	held, err := holdsOf(c).All()
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range held {
+		out[h.Queue+"\x00"+h.ID] = queueRow{State: "held back", Why: h.Text()}
+	}
 	if _, err := os.Stat(c.Paths.Ledger); err != nil {
 		return out, nil // Holdfast has never run here
 	}
