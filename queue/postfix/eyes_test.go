@@ -305,6 +305,9 @@ func (s *spool) dirs() (bad []string) {
 			return err
 		}
 		st, err := os.Lstat(path)
+		if strings.Contains(d.Name(), ".") {
+			return fs.SkipDir // the queue manager does not look at it
+		}
 		if err == nil && (st.Sys().(*syscall.Stat_t).Uid != mailUser || st.Mode().Perm() != 0o700) {
 			bad = append(bad, fmt.Sprintf("%s: %v, owner %d", path, st.Mode(), st.Sys().(*syscall.Stat_t).Uid))
 		}
