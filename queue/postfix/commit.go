@@ -553,25 +553,32 @@ func (q *Queue) publish(ctx context.Context, jobs []*job) {
 }
 
 // makeDir makes a missing sub-directory of a hashed queue, as Postfix does:
-// mode 0700, its owner's.
+// mode 0700, its owner's. It gets its name when it has its owner, since the
+// queue manager stops at a directory that it cannot read.
 func (q *Queue) makeDir(queueName, dir string) error {
 	base := filepath.Join(q.Dir, queueName)
 	if _, err := os.Lstat(dir); err == nil || dir == base {
+		return err
+	}
+	parent := filepath.Dir(dir)
+	if err := q.makeDir(queueName, parent); err != nil {
 		return err
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(base, &st); err != nil {
 		return &fs.PathError{Op: "stat", Path: base, Err: err}
 	}
-	if err := q.FS.MkdirAll(dir, 0o700); err != nil {
+	temp := dir + ".new" // with a dot: ignored, and found again after a crash
+	if err := q.FS.Mkdir(temp, complete); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	for ; dir != base; dir = filepath.Dir(dir) {
-		if err := q.FS.OwnDir(dir, int(st.Uid), int(st.Gid)); err != nil {
-			return err
-		}
+	if err := q.FS.OwnDir(temp, int(st.Uid), int(st.Gid)); err != nil {
+		return err
 	}
-	return nil
+	if err := q.FS.Rename(temp, dir); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return q.FS.FsyncDir(parent)
 }
 
 // moveOut renames the files of the groups to incoming, each under the name
