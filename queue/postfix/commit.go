@@ -646,7 +646,7 @@ func (q *Queue) takeBack(ctx context.Context, j *job) {
 		}
 	case reinjected:
 		if j.re != nil && j.re.State != reDoomed {
-			q.giveUp(ctx, j.re)
+			q.abandon(ctx, j.re, reVoid)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"holdfast/queue"
 )
@@ -100,7 +101,7 @@ func someLetter() letter {
 
 func TestALetterIsSentWithItsWholeEnvelope(t *testing.T) {
 	address, got := listener(t, nil)
-	s, err := dial(t.Context(), address)
+	s, err := dial(t.Context(), address, time.Now().Add(time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +137,7 @@ func TestRefusals(t *testing.T) {
 		"no queue id":                 {".", "250 ok", false},
 	} {
 		address, got := listener(t, map[string]string{c.word: c.answer})
-		s, err := dial(t.Context(), address)
+		s, err := dial(t.Context(), address, time.Now().Add(time.Minute))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -155,7 +156,7 @@ func TestRefusals(t *testing.T) {
 
 func TestNoLineBreakReachesTheListener(t *testing.T) {
 	address, got := listener(t, nil)
-	s, err := dial(t.Context(), address)
+	s, err := dial(t.Context(), address, time.Now().Add(time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
