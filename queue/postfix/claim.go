@@ -99,7 +99,7 @@ func (c *claim) Read(ctx context.Context) (queue.Envelope, error) {
 	}
 	c.env = c.file.envelope()
 	c.ident = queue.Identity{ID: c.entry.ID, T: c.env.Arrived.Unix(), Ino: c.stats.Control.Ino}
-	if c.decided, err = c.q.recognise(ctx, c.entry.ID, c.stats.Control.Ino); err != nil || c.decided != nil {
+	if c.decided, err = c.q.recognise(ctx, c.ident); err != nil || c.decided != nil {
 		return c.env, err
 	}
 	return c.env, c.heldByPeople(path)
@@ -119,7 +119,7 @@ func (c *claim) heldByPeople(path string) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if c.q.wasReleased(id, c.stats.Control.Ino) {
+	if c.q.wasReleased(id, release{c.ident.Ino, c.ident.T}) {
 		return fmt.Errorf("%s: %w: it was scanned and released before, so somebody put it on hold by hand", path, queue.ErrForeign)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -17,9 +18,12 @@ import (
 // decision, and enough to finish after it, or to undo before it.
 type plan struct {
 	ID     string  `json:"id"`   // on hold
+	T      int64   `json:"t"`    // of the message: its id and inodes come back
 	Orig   uint64  `json:"orig"` // inode that was read
 	Self   uint64  `json:"self"` // inode that takes its name at the decision; 0: the name goes
 	Groups []group `json:"groups"`
+
+	decided bool // in this life; after a crash the directory tells
 }
 
 // group is one group of recipients in a plan.
@@ -46,7 +50,7 @@ func (q *Queue) load() error {
 	if err != nil {
 		return fmt.Errorf("read the journal of queue %s: %w", q.Config.Name, err)
 	}
-	plans, released := map[string]plan{}, map[string]uint64{}
+	plans, released := map[string]plan{}, map[string]release{}
 	for k, v := range rows {
 		if id, ok := strings.CutPrefix(k, planKey); ok {
 			var p plan
@@ -60,17 +64,19 @@ func (q *Queue) load() error {
 			if err := json.Unmarshal(v, &r); err != nil {
 				return fmt.Errorf("read the journal of queue %s: row %q: %w", q.Config.Name, k, err)
 			}
-			released[id] = r.Ino
+			released[id] = r
 		}
 	}
 	q.plans, q.released, q.later = plans, released, map[string][]byte{}
 	return nil
 }
 
-// release is a message that left as it came. If it is on hold again, a person
-// put it there.
+// release is a message that we have released. If it is on hold again, a person
+// put it there. Ids of the short kind come back with their inode; the time does
+// not.
 type release struct {
 	Ino uint64 `json:"inode"`
+	T   int64  `json:"t"`
 }
 
 // Releases are noted after the fact, some together: a crash may forget the
@@ -134,15 +140,15 @@ func (q *Queue) open(plans []plan) error {
 	return nil
 }
 
-// noteRelease remembers that a message left as it came.
-func (q *Queue) noteRelease(id string, ino uint64) {
-	text, err := json.Marshal(release{ino})
+// noteRelease remembers a release.
+func (q *Queue) noteRelease(id string, r release) {
+	text, err := json.Marshal(r)
 	if err != nil {
 		return
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.released[id] = ino
+	q.released[id] = r
 	q.later[releasedKey+id] = text
 }
 
@@ -154,11 +160,11 @@ func (q *Queue) sweepReleased() {
 		return
 	}
 	q.swept = time.Now()
-	for id, ino := range q.released {
+	for id, r := range q.released {
 		there := false
 		for _, name := range []string{incomingDir, "active", "deferred", holdDir} {
 			st, err := inode.Lstat(q.path(name, id))
-			there = there || err == nil && st.Ino == ino
+			there = there || err == nil && st.Ino == r.Ino
 		}
 		if !there {
 			delete(q.released, id)
@@ -176,15 +182,26 @@ func (q *Queue) settled(id string) {
 	q.later[planKey+id] = nil
 }
 
-func (q *Queue) wasReleased(id string, ino uint64) bool {
+func (q *Queue) wasReleased(id string, r release) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.released[id] == ino
+	was, ok := q.released[id]
+	return ok && was == r
 }
 
-// planOf finds the open plan that a file on hold belongs to: by its name, or
-// by its inode, since `postfix start` may have renamed it to match that.
-func (q *Queue) planOf(id string, ino uint64) (plan, bool, error) {
+// markDecided remembers that an open plan was decided in this life.
+func (q *Queue) markDecided(id string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if p, ok := q.plans[id]; ok {
+		p.decided = true
+		q.plans[id] = p
+	}
+}
+
+// planOf finds the open plan that a file on hold may belong to: by its name,
+// or by the name that `postfix start` gives to it to match its inode.
+func (q *Queue) planOf(id string) (plan, bool, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if err := q.load(); err != nil {
@@ -194,7 +211,7 @@ func (q *Queue) planOf(id string, ino uint64) (plan, bool, error) {
 		return p, true, nil
 	}
 	for _, p := range q.plans {
-		if p.Self == ino && ino != 0 {
+		if first := p.first(); first >= 0 && p.Groups[first].New == id {
 			return p, true, nil
 		}
 	}
@@ -202,16 +219,27 @@ func (q *Queue) planOf(id string, ino uint64) (plan, bool, error) {
 }
 
 // recognise reads our own traces: a decided plan is returned; one that was
-// not decided is undone, and its message is as it was.
-func (q *Queue) recognise(ctx context.Context, id queue.ID, ino uint64) (*plan, error) {
-	p, ok, err := q.planOf(id.Name, ino)
+// not decided is undone, and its message is as it was. Names and inodes come
+// back, so that the time must be the plan's as well.
+func (q *Queue) recognise(ctx context.Context, who queue.Identity) (*plan, error) {
+	p, ok, err := q.planOf(who.ID.Name)
 	switch {
-	case err != nil || !ok:
+	case err != nil || !ok || p.T != who.T:
 		return nil, err
-	case p.Self == ino:
+	case p.Self == who.Ino && q.foreign(p):
+		// The crash came between an exchange with another's file and its way back.
+		if err := q.FS.Exchange(q.tempOf(p), q.path(holdDir, p.ID)); err != nil {
+			return nil, inode.Gone(err)
+		}
+		if err := q.undo(ctx, p); err != nil {
+			return nil, err
+		}
+		q.settled(p.ID)
+		return nil, fmt.Errorf("%s: %w: replaced by another file", who.ID, queue.ErrGone)
+	case p.Self == who.Ino:
 		return &p, nil
-	case p.Orig != ino:
-		return nil, nil // the name is another message's by now; see Sweep
+	case p.Orig != who.Ino || p.ID != who.ID.Name:
+		return nil, nil // the name is another message's by now; see finishOpen
 	}
 	if err := q.undo(ctx, p); err != nil {
 		return nil, err
@@ -220,13 +248,24 @@ func (q *Queue) recognise(ctx context.Context, id queue.ID, ino uint64) (*plan, 
 	return nil, nil
 }
 
+// tempOf is the prepared name whose file takes the original's name.
+func (q *Queue) tempOf(p plan) string {
+	return filepath.Join(q.in(holdDir, p.ID), p.Groups[p.first()].Temp)
+}
+
+// foreign says that what was swapped out is neither the original nor ours.
+func (q *Queue) foreign(p plan) bool {
+	st, err := inode.Lstat(q.tempOf(p))
+	return err == nil && st.Ino != p.Orig && st.Ino != p.Self
+}
+
 // undo removes what was prepared for a plan that was not decided.
 func (q *Queue) undo(ctx context.Context, p plan) error {
 	dir := q.in(holdDir, p.ID)
 	for _, g := range p.Groups {
 		switch {
 		case g.Temp != "":
-			q.files.Unlink(dir+"/"+g.Temp, g.Ino)
+			q.files.Unlink(filepath.Join(dir, g.Temp), g.Ino)
 		case g.Item != "":
 			if err := q.Store.Abort(ctx, g.Item); err != nil {
 				return err
@@ -234,26 +273,6 @@ func (q *Queue) undo(ctx context.Context, p plan) error {
 		}
 	}
 	return nil
-}
-
-// decidedWithout says what became of a plan whose message is no longer on hold
-// under its name: whether it was decided.
-func (q *Queue) decidedWithout(p plan) (bool, error) {
-	dir := q.in(holdDir, p.ID)
-	first := p.first()
-	if first < 0 {
-		// Decided by removing the name; without a crash of ours somebody else
-		// may have done it, and the items say that they are uncertain.
-		return true, nil
-	}
-	st, err := inode.Lstat(dir + "/" + p.Groups[first].Temp)
-	switch {
-	case errors.Is(err, queue.ErrGone):
-		return true, nil // exchanged, and the original removed
-	case err != nil:
-		return false, err
-	}
-	return st.Ino == p.Orig, nil // exchanged: the original lies under the prepared name
 }
 
 // first is the group whose file takes the original's name, -1 if none does.

@@ -61,10 +61,11 @@ type Queue struct {
 
 	mu       sync.Mutex
 	plans    map[string]plan // open ones, by queue id; nil until read from the journal
-	released map[string]uint64
+	released map[string]release
 	later    map[string][]byte // rows to be written, or with nil removed, with the next Save
 	saved    time.Time
 	swept    time.Time
+	untidy   []aside // files aside; of Commit only
 }
 
 // The queues of an instance that are touched.
