@@ -22,7 +22,7 @@ func (d *decoder) finish(broken bool) {
 	}
 	told := slices.ContainsFunc(d.errs, func(e Error) bool { return e.Key == "queues" || e.Hint == `did you mean "queues"?` })
 	if len(c.Queues) == 0 && !broken && !told {
-		d.wrong("queues", "there is no queue to work on", "the least is: queues: [{name: mta, type: sendmail, in: DIR, out: DIR}]")
+		d.wrong("queues", "there is no queue to work on", "the least is: queues: [{name: mta, type: sendmail, in: DIR, out: DIR}], or: queues: [{name: mta, type: postfix, dir: DIR}]")
 	}
 	d.order()
 	d.unscanned()
@@ -105,6 +105,9 @@ func (d *decoder) directories() {
 		}
 		for _, p := range q.Out {
 			out = append(out, dir{p, base + ".out", "the outbound side of queue " + q.Name})
+		}
+		if q.Dir != "" {
+			in = append(in, dir{q.Dir, base + ".dir", "the queue directory of queue " + q.Name})
 		}
 	}
 	if len(in)+len(out) > maxDirs {

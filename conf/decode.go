@@ -14,6 +14,7 @@ type field struct {
 	name                                    string // of the struct's field
 	key, kind, def, min, max, below, sample string
 	words                                   string // of a command, for a hint
+	mta                                     string // type of queue that has it; "" is any
 	need                                    bool
 	enum                                    []string
 }
@@ -29,7 +30,7 @@ func fieldsOf(t reflect.Type) []field {
 		all = append(all, field{
 			index: i, name: t.Field(i).Name, key: tag.Get("key"), kind: tag.Get("kind"),
 			def: tag.Get("default"), min: tag.Get("min"), max: tag.Get("max"),
-			below: tag.Get("below"), sample: tag.Get("sample"), words: tag.Get("words"),
+			below: tag.Get("below"), sample: tag.Get("sample"), words: tag.Get("words"), mta: tag.Get("for"),
 			need: tag.Get("need") == "yes", enum: strings.Fields(tag.Get("enum")),
 		})
 	}
@@ -134,6 +135,7 @@ func (d *decoder) section(n *node, v reflect.Value, path string) {
 		return
 	}
 	fields := fieldsOf(v.Type())
+	mta := queueType(n)
 	seen := map[string]place{}
 	for i := 0; i < len(n.content) && !d.full(); i += 2 {
 		k, value := n.content[i], n.content[i+1]
@@ -154,10 +156,14 @@ func (d *decoder) section(n *node, v reflect.Value, path string) {
 			d.unknown(k, fields, path)
 			continue
 		}
+		if other := fields[f].mta; other != "" && mta != "" && mta != other {
+			d.fail(k.at, join(path, k.value), fmt.Sprintf("%s is of type %s, and %s is for %s", subject(path), mta, quote(k.value), other), "")
+			continue
+		}
 		d.key(fields[f], k.at, value, v.Field(fields[f].index), join(path, k.value))
 	}
 	for _, f := range fields {
-		if _, ok := seen[f.key]; f.need && !ok && path != "" {
+		if _, ok := seen[f.key]; f.need && !ok && path != "" && (f.mta == "" || f.mta == mta) {
 			d.fail(n.at, join(path, f.key), fmt.Sprintf("%s has no key %q, which it needs", subject(path), f.key), "")
 		}
 	}
@@ -219,9 +225,27 @@ func (d *decoder) queues(n *node, queues *[]Queue, path string) {
 		}
 		d.conf.places[base] = item.at
 		d.section(item, v, base)
+		for _, f := range fieldsOf(v.Type()) {
+			if f.mta != "" && f.mta != string(q.Type) {
+				v.Field(f.index).SetZero() // a default that means nothing here
+			}
+		}
 		*queues = append(*queues, q)
 		d.named = append(d.named, name{at, base})
 	}
+}
+
+// queueType is the type that an entry of queues gives itself, "" if it is
+// none of those that there are.
+func queueType(item *node) string {
+	for i := 0; item.kind == mapNode && i < len(item.content); i += 2 {
+		if v := item.content[i+1]; item.content[i].value == "type" && v.kind == scalarNode {
+			if t := QueueType(v.value); t == Sendmail || t == Postfix {
+				return v.value
+			}
+		}
+	}
+	return ""
 }
 
 // nameOf returns the name that an entry of queues gives itself, "" if none,

@@ -59,12 +59,16 @@ func writeExample(t *testing.T) []byte {
 	setDefaults(reflect.ValueOf(&c).Elem())
 	c.Queues = make([]Queue, 1)
 	setDefaults(reflect.ValueOf(&c.Queues[0]).Elem())
+	c.Queues[0].Type = Sendmail
 	out := bytes.NewBufferString(exampleHead)
 	w := writer{out: out}
 	w.before = func(st reflect.Type, f field, indent string) {
 		lines := docs[st.Name()+"."+f.name]
 		if len(lines) == 0 {
 			t.Errorf("%s.%s has no comment", st.Name(), f.name)
+		}
+		if st == reflect.TypeFor[Config]() && f.key == "state" {
+			out.Write(postfixExample(t, docs))
 		}
 		if indent == "" {
 			out.WriteString("\n")
@@ -87,6 +91,62 @@ func writeExample(t *testing.T) []byte {
 	}
 	w.section(reflect.ValueOf(&c).Elem(), "")
 	return out.Bytes()
+}
+
+// postfixExample is a queue of Postfix's, commented out.
+func postfixExample(t *testing.T, docs map[string][]string) []byte {
+	q := Queue{}
+	setDefaults(reflect.ValueOf(&q).Elem())
+	q.Type = Postfix
+	var block bytes.Buffer
+	w := writer{out: &block}
+	w.before = func(_ reflect.Type, f field, indent string) {
+		for _, line := range docs["Queue."+f.name] {
+			if f.mta == "postfix" {
+				block.WriteString(indent + "# " + line + "\n")
+			}
+		}
+	}
+	w.value = func(f field, _ reflect.Value) (text, prefix string) {
+		switch {
+		case f.key == "type":
+			return "postfix", ""
+		case f.sample != "":
+			return f.sample, ""
+		}
+		return f.def, ""
+	}
+	w.section(reflect.ValueOf(q), "  ")
+	out := []byte("\n  # For Postfix instead:\n")
+	for line := range strings.Lines(block.String()) {
+		out = append(out, "  #"+line...)
+	}
+	return out
+}
+
+func TestExampleOfPostfixIsTheDefaults(t *testing.T) {
+	_, block, ok := strings.Cut(string(Example()), "  # For Postfix instead:\n")
+	if !ok {
+		t.Fatal("there is none")
+	}
+	text := "queues:\n"
+	for line := range strings.Lines(block) {
+		rest, ok := strings.CutPrefix(line, "  #")
+		if !ok {
+			break
+		}
+		text += rest
+	}
+	c := mustParse(t, text)
+	want := mustParse(t, "queues: [{name: mta, type: postfix, dir: /var/spool/postfix}]")
+	if !reflect.DeepEqual(values(c), values(want)) {
+		t.Errorf("%s", diff(c.YAML(), want.YAML()))
+	}
+	for _, f := range fieldsOf(reflect.TypeFor[Queue]()) {
+		if f.mta != "sendmail" && c.Pos("queues.mta."+f.key) == "default" {
+			t.Errorf("%s is not in it", f.key)
+		}
+	}
 }
 
 func TestExampleIsWrittenFromTheSchema(t *testing.T) {
@@ -130,6 +190,9 @@ func schemaKeys(t reflect.Type, path string) []string {
 	var keys []string
 	for _, f := range fieldsOf(t) {
 		ft, key := t.Field(f.index).Type, join(path, f.key)
+		if f.mta == "postfix" {
+			continue // see TestExampleOfPostfixIsTheDefaults
+		}
 		keys = append(keys, key)
 		if ft == reflect.TypeFor[[]Queue]() {
 			ft, key = ft.Elem(), key+".mta"

@@ -3,6 +3,7 @@ package conf
 import (
 	"cmp"
 	"fmt"
+	"net"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -218,6 +219,12 @@ func checkText(kind, s string, pattern bool) (clean, message string) {
 		}
 	case "path":
 		return checkPath(s, pattern)
+	case "hostport":
+		host, port, err := net.SplitHostPort(s)
+		n, nerr := strconv.ParseUint(port, 10, 16)
+		if ip := net.ParseIP(host); err != nil || nerr != nil || n == 0 || ip == nil || !ip.IsLoopback() {
+			return "", "must be an address of this machine and a port, such as 127.0.0.1:10027, not " + quote(s)
+		}
 	}
 	return s, ""
 }

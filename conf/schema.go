@@ -5,10 +5,11 @@ import "time"
 // The comments of the fields below and their default tags are the source of
 // example.yaml: a test writes it from here and fails when the two differ.
 // Tags: key is the name in the file; default is text as a user would write
-// it; need marks a key without which nothing works; min and max bound
-// numbers, sizes and durations; below is a path's default, under `state`;
-// sample is what the example shows for a key that has no default, words what
-// a hint shows for a command.
+// it; need marks a key without which nothing works; for names the type of queue
+// that has the key, if only one does; min and max bound numbers, sizes and
+// durations; below is a path's default, under `state`; sample is what the
+// example shows for a key that has no default, words what a hint shows for a
+// command.
 
 // Config is a whole configuration. Everything in it was checked: paths are
 // absolute and clean, numbers are within their bounds, names are unique.
@@ -88,24 +89,54 @@ type Queue struct {
 	// A name for logs and commands; no two queues have the same.
 	Name string `key:"name" need:"yes" kind:"label" sample:"mta"`
 
-	// The MTA: sendmail.
-	Type QueueType `key:"type" need:"yes" enum:"sendmail" sample:"sendmail"`
+	// The MTA: sendmail or postfix. What follows up to lock is for sendmail.
+	Type QueueType `key:"type" need:"yes" enum:"sendmail postfix" sample:"sendmail"`
 
 	// Where the MTA puts mail that is not scanned yet: one directory, or a list.
 	// Shell patterns are allowed: /var/spool/mqueue.in/q*
-	In List `key:"in" need:"yes" kind:"path" sample:"/var/spool/mqueue.in"`
+	In List `key:"in" need:"yes" for:"sendmail" kind:"path" sample:"/var/spool/mqueue.in"`
 
 	// Where the MTA's queue runners take scanned mail from: as above, and on the
 	// same file system.
-	Out List `key:"out" need:"yes" kind:"path" sample:"/var/spool/mqueue"`
+	Out List `key:"out" need:"yes" for:"sendmail" kind:"path" sample:"/var/spool/mqueue"`
 
 	// How the MTA locks its files: flock (what Debian's sendmail does), or ofd
 	// for builds that use fcntl.
-	Lock Lock `key:"lock" enum:"flock ofd" default:"flock"`
+	Lock Lock `key:"lock" for:"sendmail" enum:"flock ofd" default:"flock"`
+
+	// Postfix's queue directory (postconf queue_directory). Mail is taken from
+	// hold in it, and handed back to incoming.
+	Dir string `key:"dir" need:"yes" for:"postfix" kind:"path" sample:"/var/spool/postfix"`
+
+	// Postfix's configuration directory, for its commands.
+	Config string `key:"config" for:"postfix" kind:"path" default:"/etc/postfix"`
+
+	// How mail that is not changed is released: rename (to incoming), or
+	// postsuper (Postfix's own commands only; costs a process per batch).
+	Release PostfixRelease `key:"release" for:"postfix" enum:"rename postsuper" default:"rename"`
+
+	// How mail that is changed is released: reinject (by SMTP to a listener that
+	// holds it: holdfast setup postfix prints its lines), rewrite (its queue file is
+	// written by Holdfast: keeps all of the envelope, but is no public interface;
+	// only for versions of Postfix that are known), or none. What cannot be
+	// changed follows policy.unchangeable.
+	Modify PostfixModify `key:"modify" for:"postfix" enum:"reinject rewrite none" default:"reinject"`
+
+	// The listener for modify: reinject.
+	Reinject string `key:"reinject" for:"postfix" kind:"hostport" default:"127.0.0.1:10027"`
+
+	// What a milter of Postfix's has quarantined is on hold, too: scan it like
+	// other mail, or leave it there. For leave, log is needed: only Postfix's log
+	// tells such mail from other mail.
+	MilterHeld MilterHeld `key:"milter_held" for:"postfix" enum:"scan leave" default:"scan"`
+
+	// Postfix's log, for milter_held: leave. A message is taken only after the log
+	// has told of it.
+	MailLog string `key:"log" for:"postfix" kind:"path" default:"/var/log/mail.log"`
 
 	// How the MTA is told to deliver what was released: auto, none (its own
-	// queue runs find it), or a command as a list of words, to which -qI and the
-	// queue id are appended once per message: [/usr/sbin/sendmail, -C, /etc/mail/out.cf]
+	// queue runs find it), or a command as a list of words. For sendmail, -qI and
+	// the queue id are appended once per message: [/usr/sbin/sendmail, -C, /etc/mail/out.cf]
 	Kick Command `key:"kick" default:"auto" words:"/usr/sbin/sendmail, -C, /etc/mail/out.cf"`
 }
 
@@ -184,8 +215,11 @@ type Policy struct {
 	// It killed what parsed it, alone and repeatedly, while a harmless message
 	// passed. Release needs deliver_unscanned.
 	Convicted Action `key:"convicted" enum:"quarantine hold release" default:"quarantine"`
-	// Allows release to the two above: mail is delivered that nothing has looked
-	// at.
+	// It had to be changed, or delivered to some recipients only, and there is no
+	// way to do that without loss: quarantine or hold, never release.
+	Unchangeable Action `key:"unchangeable" enum:"quarantine hold" default:"quarantine"`
+	// Allows release to unscannable and convicted: mail is delivered that nothing
+	// has looked at.
 	DeliverUnscanned bool `key:"deliver_unscanned" default:"no"`
 }
 
@@ -239,15 +273,32 @@ type Log struct {
 type (
 	QueueType string // Queue.Type
 	Lock      string // Queue.Lock
-	Sandbox   string // Config.Sandbox
-	Action    string // the keys of Policy
-	LogFormat string // Log.Format
-	LogLevel  string // Log.Level: logrus's names
+	// PostfixRelease is Queue.Release.
+	PostfixRelease string
+	// PostfixModify is Queue.Modify.
+	PostfixModify string
+	// MilterHeld is Queue.MilterHeld.
+	MilterHeld string
+	Sandbox    string // Config.Sandbox
+	Action     string // the keys of Policy
+	LogFormat  string // Log.Format
+	LogLevel   string // Log.Level: logrus's names
 )
 
 // The values of these words. LogLevel's are used as text only.
 const (
 	Sendmail QueueType = "sendmail"
+	Postfix  QueueType = "postfix"
+
+	ReleaseRename    PostfixRelease = "rename"
+	ReleasePostsuper PostfixRelease = "postsuper"
+
+	ModifyReinject PostfixModify = "reinject"
+	ModifyRewrite  PostfixModify = "rewrite"
+	ModifyNone     PostfixModify = "none"
+
+	MilterScan  MilterHeld = "scan"
+	MilterLeave MilterHeld = "leave"
 
 	Flock Lock = "flock"
 	OFD   Lock = "ofd"

@@ -32,7 +32,14 @@ func (w *writer) section(v reflect.Value, indent string) {
 	if v.Type() == reflect.TypeFor[Queue]() {
 		first = strings.TrimSuffix(indent, "  ") + "- "
 	}
+	of := ""
+	if q, ok := v.Interface().(Queue); ok {
+		of = string(q.Type)
+	}
 	for i, f := range fieldsOf(v.Type()) {
+		if f.mta != "" && f.mta != of {
+			continue
+		}
 		if w.before != nil {
 			w.before(v.Type(), f, indent)
 		}

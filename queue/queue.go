@@ -67,6 +67,9 @@ var (
 	ErrForeign    = errors.New("not a message of ours to touch")
 	ErrCollision  = errors.New("another message has this queue id on the outbound side")
 	ErrChanged    = errors.New("changed by somebody else while we held it")
+	// ErrUnchangeable: a plan would change the message, and there is no way to do
+	// that without loss. Policy decides; it is never released as it is instead.
+	ErrUnchangeable = errors.New("cannot be changed without loss")
 )
 
 // Recipient is one envelope recipient.

@@ -217,7 +217,7 @@ func eachItem(ctx context.Context, g *global, names []string, do func(*conf.Conf
 }
 
 func release(ctx context.Context, g *global, c *conf.Config, s *quarantine.Store, it *quarantine.Item, again bool) error {
-	qs, err := openQueues(c, nil, s)
+	qs, err := openQueues(ctx, c, nil, s)
 	if err != nil {
 		return err
 	}

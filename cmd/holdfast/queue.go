@@ -50,7 +50,7 @@ func runQueueList(ctx context.Context, g *global, names []string, limit int) err
 	if err != nil {
 		return err
 	}
-	qs, err := openQueues(c, names, nil)
+	qs, err := openQueues(ctx, c, names, nil)
 	if err != nil {
 		return err
 	}
@@ -154,7 +154,7 @@ func one(ctx context.Context, c *conf.Config, name string) (queue.Queue, queue.E
 	if !ok {
 		want, id = "", name
 	}
-	qs, err := openQueues(c, nil, nil)
+	qs, err := openQueues(ctx, c, nil, nil)
 	if err != nil {
 		return nil, queue.Entry{}, err
 	}
@@ -296,11 +296,15 @@ func runQueueRetry(ctx context.Context, g *global, name string) error {
 	if !ok {
 		inQueue, id = "", name
 	}
+	held, err := holdsOf(c).End(inQueue, id)
+	if err != nil {
+		return err
+	}
 	n, err := control.Dial(c.Paths.Control).Retry(ctx, inQueue, id)
 	if errors.Is(err, control.ErrNoDaemon) {
 		n, err = returnAside(ctx, c, inQueue, id)
 	}
-	switch {
+	switch n += held; {
 	case err != nil:
 		return err
 	case n == 0:
@@ -335,7 +339,7 @@ func runQueueStat(ctx context.Context, g *global) error {
 	if err != nil {
 		return err
 	}
-	qs, err := openQueues(c, nil, nil)
+	qs, err := openQueues(ctx, c, nil, nil)
 	if err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ Day by day:
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{code: exitUsage, err: err} })
 	root.PersistentFlags().StringVarP(&g.config, "config", "c", defaultConfig, "configuration `FILE`")
 	root.PersistentFlags().BoolVar(&g.json, "json", false, "print JSON, one object per line")
-	root.AddCommand(newRun(g), newSupervise(g), newCheck(g), newQueue(g), newQuarantine(g), newExplain(g),
+	root.AddCommand(newRun(g), newSupervise(g), newCheck(g), newQueue(g), newQuarantine(g), newExplain(g), newHold(g), newSetup(g),
 		newPause(g), newResume(g), newConfigExample(g))
 	addFaultCommands(root, g)
 	return root

@@ -19,7 +19,6 @@ import (
 	"holdfast/poison/ledger"
 	"holdfast/queue"
 	"holdfast/queue/quarantine"
-	"holdfast/queue/sendmail"
 )
 
 type runOptions struct{ drain, dryRun bool }
@@ -149,35 +148,26 @@ func printSummary(g *global, o runOptions, sum gateway.Summary) (code int, err e
 func numCPU() int { return runtime.NumCPU() }
 
 // openQueues opens queues for looking and for releasing from quarantine.
-func openQueues(c *conf.Config, names []string, store *quarantine.Store) ([]queue.Queue, error) {
-	var st queue.Store
-	if store != nil {
-		st = store
-	}
-	all, err := makeQueues(c, st, "0000000000000000", func(sendmail.Event) {})
+func openQueues(ctx context.Context, c *conf.Config, names []string, store *quarantine.Store) ([]queue.Queue, error) {
+	p := lookingOnly
+	p.store = store
+	all, err := makeQueues(ctx, c, p)
 	if err != nil {
 		return nil, err
 	}
-	var out []queue.Queue
+	var out, every []queue.Queue
 	for _, q := range all {
+		every = append(every, q)
 		if len(names) == 0 || contains(names, q.Name()) {
 			out = append(out, q)
 		}
 	}
 	for _, n := range names {
 		if !contains(queueNames(out), n) {
-			return nil, failWith(exitNotFound, "no queue is named %s; there are: %s", safe.Text(n), strings.Join(queueNames(asQueues(all)), ", "))
+			return nil, failWith(exitNotFound, "no queue is named %s; there are: %s", safe.Text(n), strings.Join(queueNames(every), ", "))
 		}
 	}
 	return out, nil
-}
-
-func asQueues(in []*sendmail.Queue) []queue.Queue {
-	out := make([]queue.Queue, len(in))
-	for i, q := range in {
-		out[i] = q
-	}
-	return out
 }
 
 func queueNames(qs []queue.Queue) []string {
@@ -225,6 +215,13 @@ func returnAside(ctx context.Context, c *conf.Config, inQueue, id string) (n int
 // setAsideRows tells, without a daemon, what is held back.
 func setAsideRows(_ context.Context, c *conf.Config) (map[string]queueRow, error) {
 	out := map[string]queueRow{}
+	held, err := holdsOf(c).All()
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range held {
+		out[h.Queue+"\x00"+h.ID] = queueRow{State: "held back", Why: h.Text()}
+	}
 	if _, err := os.Stat(c.Paths.Ledger); err != nil {
 		return out, nil // Holdfast has never run here
 	}

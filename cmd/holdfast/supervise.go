@@ -128,7 +128,7 @@ func (s *supervisor) life(ctx context.Context, hup <-chan os.Signal) (*conf.Conf
 				return nil, e.sum, errors.Join(err, e.err)
 			}
 		case <-hup:
-			if next = s.reload(); next != nil {
+			if next = s.reload(ctx); next != nil {
 				stop()
 			}
 		}
@@ -136,10 +136,10 @@ func (s *supervisor) life(ctx context.Context, hup <-chan os.Signal) (*conf.Conf
 }
 
 // reload reads the configuration again. A bad one changes nothing.
-func (s *supervisor) reload() *conf.Config {
+func (s *supervisor) reload(ctx context.Context) *conf.Config {
 	next, err := s.g.load()
 	if err == nil {
-		_, err = s.queues(next, nil, "0000000000000000")
+		_, err = makeQueues(ctx, next, lookingOnly)
 	}
 	if err != nil {
 		logEvent(s.log, gateway.Event{Name: "reload refused", Err: err})
@@ -228,7 +228,7 @@ func (s *supervisor) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	queues, err := s.queues(c, store, token)
+	queues, err := makeQueues(ctx, c, queueParts{store: store, token: token, notes: led, report: func(e gateway.Event) { logEvent(s.log, e) }})
 	if err != nil {
 		return err
 	}
@@ -251,7 +251,7 @@ func (s *supervisor) open(ctx context.Context) error {
 type parts struct {
 	ledger *ledger.Ledger
 	store  *quarantine.Store
-	queues []*sendmail.Queue
+	queues []mtaQueue
 	rec    *recorder.Recorder
 	last   recorder.Last
 }
@@ -275,7 +275,7 @@ func (s *supervisor) build(ctx context.Context, p parts) error {
 	}
 	d := gateway.Deps{
 		Settings: s.settings(), Store: p.store, Ledger: p.ledger, Recorder: p.rec, History: hist,
-		Evidence: evidence.Dir{Root: c.Paths.Evidence}, Now: time.Now, Beat: func() { s.beaten.Store(time.Now().UnixNano()) },
+		Evidence: evidence.Dir{Root: c.Paths.Evidence}, Holds: holdsOf(c), Now: time.Now, Beat: func() { s.beaten.Store(time.Now().UnixNano()) },
 		Report: func(e gateway.Event) { logEvent(s.log, e) },
 		Canary: func(ctx context.Context) error { return supervisorCanary(ctx, c) },
 		Runner: &gateway.Workers{
@@ -373,7 +373,7 @@ func policy(c *conf.Config) scan.Policy {
 	return scan.Policy{
 		Infected: rule("infected", c.Policy.Infected), SpamTest: rule("spam_test", c.Policy.SpamTest),
 		Incomplete: rule("incomplete", c.Policy.Incomplete), Unscannable: rule("unscannable", c.Policy.Unscannable),
-		Convicted: rule("convicted", c.Policy.Convicted), MaxMessage: int64(c.Limits.Message),
+		Convicted: rule("convicted", c.Policy.Convicted), Unchangeable: rule("unchangeable", c.Policy.Unchangeable), MaxMessage: int64(c.Limits.Message),
 	}
 }
 
@@ -429,50 +429,6 @@ func (s *supervisor) purgeDaily(ctx context.Context) {
 			return
 		}
 	}
-}
-
-// queues makes the configured queues; store and token may be empty for
-// looking only.
-func (s *supervisor) queues(c *conf.Config, store *quarantine.Store, token string) ([]*sendmail.Queue, error) {
-	var st queue.Store
-	if store != nil {
-		st = store
-	}
-	report := func(e sendmail.Event) {
-		logEvent(s.log, gateway.Event{Name: gateway.EventProblem, ID: e.ID, Err: e.Err, Fields: gateway.Fields{"what": e.What}})
-	}
-	return makeQueues(c, st, token, report)
-}
-
-func makeQueues(c *conf.Config, store queue.Store, token string, report func(sendmail.Event)) ([]*sendmail.Queue, error) {
-	var out []*sendmail.Queue
-	for i := range c.Queues {
-		q := &c.Queues[i]
-		sm, err := sendmail.New(sendmail.Config{
-			Name: q.Name, In: q.In, Out: q.Out, Work: c.Paths.Work, Token: token, RenderInMemory: int64(c.Limits.RenderInMemory),
-			MaxControl: int64(c.Limits.ControlFile), MaxRecipients: c.Limits.Recipients, Lock: string(q.Lock),
-			Kick: kickCommand(q.Kick), Store: store, Report: report,
-		})
-		if err != nil {
-			return nil, fmt.Errorf("queue %s: %w", q.Name, err)
-		}
-		out = append(out, sm)
-	}
-	return out, nil
-}
-
-// kickCommand is the configured command, or the MTA that Debian's package
-// installs, in its daemon's mode.
-func kickCommand(k conf.Command) []string {
-	if !k.Auto {
-		return k.Words
-	}
-	for _, path := range []string{"/usr/sbin/sendmail-mta", "/usr/lib/sm.bin/sendmail"} {
-		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
-			return []string{path, "-Am"}
-		}
-	}
-	return nil
 }
 
 // guard opens and walks the ledger in a process that may die of it.

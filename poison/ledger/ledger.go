@@ -117,8 +117,8 @@ type Conviction struct {
 	Deaths json.RawMessage `json:"deaths"`
 }
 
-var tables = struct{ inflight, aside, convicted, journal, meta []byte }{
-	[]byte("inflight"), []byte("aside"), []byte("convicted"), []byte("journal"), []byte("meta"),
+var tables = struct{ inflight, aside, convicted, journal, notes, meta []byte }{
+	[]byte("inflight"), []byte("aside"), []byte("convicted"), []byte("journal"), []byte("notes"), []byte("meta"),
 }
 
 // Bounds of the tables, in rows. The in-progress table is bounded by its
@@ -188,7 +188,7 @@ func Open(ctx context.Context, path string, guard func(context.Context, string) 
 
 func (l *Ledger) prepare() error {
 	return l.update("prepare", func(tx *bbolt.Tx) error {
-		for _, t := range [][]byte{tables.inflight, tables.aside, tables.convicted, tables.journal, tables.meta} {
+		for _, t := range [][]byte{tables.inflight, tables.aside, tables.convicted, tables.journal, tables.notes, tables.meta} {
 			if _, err := tx.CreateBucketIfNotExists(t); err != nil {
 				return err
 			}
@@ -399,6 +399,46 @@ func (l *Ledger) Convictions() ([]Conviction, error) {
 			return fmt.Errorf("row %q: %w", k, err)
 		}
 		out = append(out, c)
+		return nil
+	})
+}
+
+// Notes are opaque rows that a queue keeps of its own: what it has decided and
+// must finish, and what it has let go. Their number is bounded by their owner:
+// counting them here would read all of them, each time.
+type Notes struct {
+	l      *Ledger
+	prefix string
+}
+
+// Notes returns the rows of one owner.
+func (l *Ledger) Notes(owner string) Notes { return Notes{l, owner + "\x00"} }
+
+// Save writes rows in one durable transaction; a nil value removes a row.
+func (n Notes) Save(rows map[string][]byte) error {
+	return n.l.update("save notes", func(tx *bbolt.Tx) error {
+		b := tx.Bucket(tables.notes)
+		for k, v := range rows {
+			key := []byte(n.prefix + k)
+			err := b.Put(key, v)
+			if v == nil {
+				err = b.Delete(key)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Rows returns all rows of the owner.
+func (n Notes) Rows() (map[string][]byte, error) {
+	out := map[string][]byte{}
+	return out, each(n.l, tables.notes, func(k string, v []byte) error {
+		if rest, ok := strings.CutPrefix(k, n.prefix); ok {
+			out[rest] = append([]byte(nil), v...)
+		}
 		return nil
 	})
 }

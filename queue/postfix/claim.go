@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,8 @@ type claim struct {
 	env     queue.Envelope
 	ident   queue.Identity
 	decided *plan
+	re      *reinjection // decided, by SMTP
+	odd     bool         // its file is not understood: Postfix's own program read it
 	closed  bool
 }
 
@@ -78,7 +81,7 @@ func (c *claim) lock(path string) error {
 func (c *claim) Entry() queue.Entry       { return c.entry }
 func (c *claim) Stats() queue.Stats       { return c.stats }
 func (c *claim) Identity() queue.Identity { return c.ident }
-func (c *claim) Decided() bool            { return c.decided != nil }
+func (c *claim) Decided() bool            { return c.decided != nil || c.re != nil }
 
 // Close unlocks.
 func (c *claim) Close() error {
@@ -94,12 +97,28 @@ func (c *claim) Close() error {
 func (c *claim) Read(ctx context.Context) (queue.Envelope, error) {
 	path := c.f.Name()
 	var err error
-	if c.file, err = parse(c.f, c.stats.Control.Size, c.q.MaxControl, c.q.MaxRecipients); err != nil {
+	c.file, err = parse(c.f, c.stats.Control.Size, c.q.MaxControl, c.q.MaxRecipients)
+	if errors.Is(err, errSurprise) {
+		var oerr error
+		if c.file, oerr = c.readOdd(ctx); oerr != nil {
+			err = fmt.Errorf("%w; %w", err, oerr)
+		} else {
+			c.q.Report(Event{ID: c.entry.ID, What: "its queue file is read by postcat, and can only be released as it is, or stay on hold", Err: err})
+			c.odd, err = true, nil
+		}
+	}
+	if err != nil {
 		return queue.Envelope{}, fmt.Errorf("%s: %w", path, err)
 	}
 	c.env = c.file.envelope()
 	c.ident = queue.Identity{ID: c.entry.ID, T: c.env.Arrived.Unix(), Ino: c.stats.Control.Ino}
 	if c.decided, err = c.q.recognise(ctx, c.ident); err != nil || c.decided != nil {
+		return c.env, err
+	}
+	if c.re = c.q.chosenFor(c.ident); c.re != nil {
+		return c.env, nil
+	}
+	if c.re, err = c.q.copyOf(c); err != nil || c.re != nil {
 		return c.env, err
 	}
 	return c.env, c.heldByPeople(path)
@@ -108,6 +127,9 @@ func (c *claim) Read(ctx context.Context) (queue.Envelope, error) {
 // heldByPeople recognises what was put on hold by hand: it has been tried
 // before, or we have released it before. It stays there.
 func (c *claim) heldByPeople(path string) error {
+	if err := c.heldByMilter(path); err != nil {
+		return err
+	}
 	for _, r := range c.file.all() {
 		if r.kind == recDone {
 			return fmt.Errorf("%s: %w: it is delivered in part, so somebody put it on hold by hand", path, queue.ErrForeign)
@@ -119,8 +141,25 @@ func (c *claim) heldByPeople(path string) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if c.q.wasReleased(id, release{c.ident.Ino, c.ident.T}) {
+	if c.q.wasReleased(c.ident) {
 		return fmt.Errorf("%s: %w: it was scanned and released before, so somebody put it on hold by hand", path, queue.ErrForeign)
+	}
+	return nil
+}
+
+// heldByMilter recognises what a milter has put on hold, if that is wanted.
+func (c *claim) heldByMilter(path string) error {
+	if c.q.HeldLog == nil {
+		return nil
+	}
+	known, held, err := c.q.HeldLog.Ask(c.entry.ID.Name)
+	switch {
+	case err != nil:
+		return err
+	case held:
+		return fmt.Errorf("%s: %w: a milter has put it on hold", path, queue.ErrForeign)
+	case !known || time.Since(c.stats.Control.Mtime) < logDelay:
+		return fmt.Errorf("%s: %w: Postfix's log does not tell of it yet (milter_held: leave)", path, queue.ErrIncomplete)
 	}
 	return nil
 }
@@ -132,6 +171,9 @@ func (c *claim) content() io.Reader { return c.file.content(c.f, c.stats.Control
 // work area if it is large (CUSTODY 1.5).
 func (c *claim) Render(ctx context.Context) (*os.File, error) {
 	f, err := render.File(c.q.Work, c.q.RenderInMemory, c.stats.Control.Size, func(w io.Writer) error {
+		if c.odd {
+			return c.writeOdd(ctx, w)
+		}
 		_, err := io.Copy(w, &contextReader{ctx, c.content()})
 		return err
 	})

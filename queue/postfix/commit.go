@@ -23,10 +23,11 @@ import (
 type kind int
 
 const (
-	plain     kind = iota // released as it came
-	kept                  // one item in the quarantine
-	dropped               // nobody gets it
-	rewritten             // changed, or split
+	plain      kind = iota // released as it came
+	kept                   // one item in the quarantine
+	dropped                // nobody gets it
+	rewritten              // changed, or split, by files that we write
+	reinjected             // changed, or split, by SMTP
 )
 
 // job is one plan on its way through Commit.
@@ -38,6 +39,8 @@ type job struct {
 	plan    plan
 	made    []*durable.File // per group; nil where nothing is released
 	opened  bool            // its row is in the journal
+	re      *reinjection
+	resumed bool // after a crash
 	decided bool
 	unsure  bool // whether it was decided: the journal's row stays
 	newIDs  []string
@@ -58,6 +61,10 @@ type job struct {
 //	           aside; fsync hold; unlock; rename the files of the further
 //	           groups to incoming, then the one under the original's name; fsync
 //	           both; items visible; remove the original; fsync hold; row closed.
+//	reinjected items prepared; row with a nonce; copies by SMTP, which the
+//	           listener holds; row chooses them (decision); look at each copy;
+//	           remove the original; fsync hold; row settled; copies to incoming;
+//	           fsync both; items visible. The row stays for a day.
 //
 // A rename to incoming never overwrites: a name there has its own inode in it.
 func (q *Queue) Commit(ctx context.Context, plans []queue.Plan) []queue.Outcome {
@@ -70,12 +77,23 @@ func (q *Queue) Commit(ctx context.Context, plans []queue.Plan) []queue.Outcome 
 	q.journal(jobs)
 	q.phase(jobs, q.nameFiles)
 	q.sync(jobs, rewritten, q.holdOf)
+	q.reinject(ctx, jobs)
+	if q.Release == ByPostsuper {
+		q.decidePostsuper(ctx, jobs)
+	}
 	q.phase(jobs, q.decide)
+	q.settleOriginals(ctx, jobs)
 	q.sync(jobs, plain, q.incomingOf, q.holdOf)
 	for _, k := range []kind{kept, dropped, rewritten} {
 		q.sync(jobs, k, q.holdOf)
 	}
 	q.publish(ctx, jobs)
+	for _, j := range jobs {
+		if j.kind == reinjected {
+			j.claim.Close()
+		}
+	}
+	q.publishCopies(ctx, jobs)
 	out := make([]queue.Outcome, len(jobs))
 	for i, j := range jobs {
 		if j.err != nil && !j.decided && !j.unsure {
@@ -118,10 +136,30 @@ func (q *Queue) newJob(p queue.Plan) *job {
 			j.kind = plain
 		}
 	}
-	if j.kind == rewritten && !q.Rewrite {
-		j.err = fmt.Errorf("%s cannot be changed: this Postfix's files are not rewritten (modify)", c.entry.ID)
+	if j.err = q.route(j); j.err != nil {
+		j.err = fmt.Errorf("plan of %s: %w", c.entry.ID, j.err)
 	}
 	return j
+}
+
+// route chooses how a plan that is not simple is carried out. One that
+// releases nothing needs no new file.
+func (q *Queue) route(j *job) error {
+	releases := slices.ContainsFunc(j.groups, func(g queue.Group) bool { return g.Disposition == queue.Release })
+	switch {
+	case j.odd && j.kind != plain:
+		return fmt.Errorf("%w: its queue file is not understood", queue.ErrUnchangeable)
+	case j.kind != rewritten || !releases:
+		return nil
+	case q.Modify == ByReinjection && q.unheld.Load():
+		return fmt.Errorf("the listener %s does not hold what it accepts; holdfast setup postfix prints how it must be set up", q.Listener)
+	case q.Modify == ByReinjection:
+		j.kind = reinjected
+		return nil
+	case q.Modify == ByRewriting:
+		return nil
+	}
+	return fmt.Errorf("%w: modify is none", queue.ErrUnchangeable)
 }
 
 // phase does one step for each plan that has not failed.
@@ -183,6 +221,8 @@ func (q *Queue) prepare(ctx context.Context, j *job) error {
 		return err
 	case rewritten:
 		return q.prepareFiles(ctx, j)
+	case reinjected:
+		return q.openReinjection(ctx, j)
 	}
 	return nil
 }
@@ -352,21 +392,34 @@ func (q *Queue) prepareItem(ctx context.Context, c *claim, g queue.Group, index 
 // journal makes durable, in one step, what is about to be rewritten.
 func (q *Queue) journal(jobs []*job) {
 	var plans []plan
+	var res []*reinjection
 	q.phase(jobs, func(j *job) error {
-		if j.kind == rewritten {
+		switch j.kind {
+		case rewritten:
 			plans = append(plans, j.plan)
+		case reinjected:
+			res = append(res, j.re)
 		}
 		return nil
 	})
 	err := q.open(plans)
+	if err == nil {
+		err = q.saveReinjections(res, reOpen)
+	}
+	if err == nil {
+		err = q.saveReinjections(q.superseded(jobs), reDoomed)
+	}
 	q.phase(jobs, func(j *job) error {
-		j.opened = err == nil && j.kind == rewritten
+		j.opened = err == nil && (j.kind == rewritten || j.kind == reinjected)
 		return err
 	})
 }
 
 // decide is the one atomic step of each plan.
 func (q *Queue) decide(j *job) error {
+	if j.kind == reinjected || j.decided {
+		return nil // see settleOriginals, decidePostsuper
+	}
 	id := j.entry.ID.Name
 	path := q.path(holdDir, id)
 	st, err := inode.Lstat(path)
@@ -423,8 +476,45 @@ func (q *Queue) decidePlain(j *job, path string) error {
 	}
 	j.decided = true
 	j.newIDs[0] = j.entry.ID.Name
-	q.noteRelease(j.entry.ID.Name, release{j.stats.Control.Ino, j.ident.T})
+	q.noteRelease(j.entry.ID.Name, j.stats.Control.Ino, j.ident.T)
 	return nil
+}
+
+// decidePostsuper has Postfix's own command take what is unchanged off hold, in
+// one call for all. It moves mail to deferred, and makes nothing durable.
+func (q *Queue) decidePostsuper(ctx context.Context, jobs []*job) {
+	var ids []string
+	q.phase(jobs, func(j *job) error {
+		if j.kind == plain {
+			j.claim.Close()
+			ids = append(ids, j.entry.ID.Name)
+		}
+		return nil
+	})
+	if len(ids) == 0 {
+		return
+	}
+	done, err := q.postsuper(ctx, "-H", ids)
+	synced := map[string]error{}
+	q.phase(jobs, func(j *job) error {
+		id := j.entry.ID.Name
+		switch {
+		case j.kind != plain:
+			return nil
+		case err != nil:
+			return err
+		case !done[id]:
+			return fmt.Errorf("postsuper did not find it on hold: %w", queue.ErrGone)
+		}
+		j.decided = true
+		j.newIDs[0] = id
+		q.noteRelease(id, j.stats.Control.Ino, j.ident.T)
+		dir := q.in("deferred", id)
+		if _, ok := synced[dir]; !ok {
+			synced[dir] = q.FS.FsyncDir(dir)
+		}
+		return synced[dir]
+	})
 }
 
 // exchange puts the first released group's file in the original's place. A
@@ -551,7 +641,7 @@ func (q *Queue) finish(ctx context.Context, j *job) error {
 		switch g.Do {
 		case queue.Release:
 			j.newIDs[i] = g.New
-			q.noteRelease(g.New, release{g.Ino, j.plan.T})
+			q.noteRelease(g.New, g.Ino, j.plan.T)
 		case queue.Quarantine:
 			if err := q.Store.Commit(ctx, g.Item); err != nil {
 				return err
@@ -577,6 +667,10 @@ func (q *Queue) takeBack(ctx context.Context, j *job) {
 		if j.opened {
 			q.settled(j.plan.ID)
 		}
+	case reinjected:
+		if j.re != nil && j.re.State != reDoomed {
+			q.giveUp(ctx, j.re)
+		}
 	}
 }
 
@@ -590,8 +684,12 @@ func (q *Queue) note(id queue.ID, what string, err error) {
 // Resume finishes a decided plan after a crash, from the journal.
 func (q *Queue) Resume(ctx context.Context, qc queue.Claim) queue.Outcome {
 	c, ok := qc.(*claim)
-	if !ok || c.q != q || c.decided == nil {
+	switch {
+	case !ok || c.q != q || !c.Decided():
 		return queue.Outcome{ID: qc.Entry().ID, Err: errors.New("there is nothing to resume")}
+	case c.re != nil:
+		j := q.resumeReinjection(ctx, c, c.re)
+		return queue.Outcome{ID: c.entry.ID, NewIDs: j.newIDs, Err: j.err}
 	}
 	j := q.resume(ctx, c, *c.decided)
 	return queue.Outcome{ID: c.entry.ID, NewIDs: j.newIDs, Err: j.err}

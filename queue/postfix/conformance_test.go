@@ -44,7 +44,7 @@ func newSite(t *testing.T, depth int, long bool) *site {
 	}
 	s.q, err = New(Config{
 		Name: "mta", Dir: s.dir, Hashed: map[string]int{"hold": depth, "incoming": depth, "deferred": 1, "defer": 1},
-		Work: dir + "/work", RenderInMemory: 1 << 20, Trigger: []string{}, Rewrite: true,
+		Work: dir + "/work", RenderInMemory: 1 << 20, Trigger: []string{}, Modify: ByRewriting,
 		Store: s.store, Journal: &fileJournal{path: dir + "/journal"},
 		Report: func(e Event) { t.Errorf("reported: %+v", e) },
 	})

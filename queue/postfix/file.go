@@ -31,7 +31,7 @@ func parseSizes(data string) (sizes, error) {
 	s := sizes{fields: len(f)}
 	into := []*int64{&s.content, &s.data, &s.rcpts, &s.flags, &s.length, &s.utf8}
 	if len(f) < 3 || len(f) > len(into) {
-		return s, damaged("a size record of %d fields", len(f))
+		return s, surprise("a size record of %d fields", len(f))
 	}
 	for i, v := range f {
 		n, err := strconv.ParseInt(v, 10, 64)
@@ -104,7 +104,7 @@ func segment(c *cursor, allowed string, end byte, budget *int64) (out []record, 
 		case kind == end:
 			return out, at, nil
 		case strings.IndexByte(allowed, kind) < 0 || kind == recMessage || kind == recSize:
-			return nil, 0, damaged("a record of type %q at %d", kind, at)
+			return nil, 0, surprise("a record of type %q at %d", kind, at)
 		case kind == recPad:
 			continue
 		}
@@ -125,7 +125,7 @@ func skipContent(c *cursor) (int64, error) {
 		case kind == recXtra:
 			return at, nil
 		case strings.IndexByte(contentTypes, kind) < 0:
-			return 0, damaged("a record of type %q in the content at %d", kind, at)
+			return 0, surprise("a record of type %q in the content at %d", kind, at)
 		}
 	}
 }

@@ -4,42 +4,39 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+// Requests to the queue manager (qmgr(8)): scan a queue. Never "ignore the
+// time stamps", which would retry all deferred mail.
 const (
-	triggerIncoming = 'I' // scan incoming (qmgr(8))
-	triggerTime     = 5 * time.Second
-	triggerTail     = 500 // bytes of a failed command's output that are shown
+	scanIncoming = "I"
+	scanDeferred = "D"
+	triggerTime  = 5 * time.Second
 )
 
 // Kick wakes the queue manager once for all that was released: by its socket
-// public/qmgr, as postkick(1) does, or by the configured command. It never
-// asks for a flush of the deferred queue.
+// public/qmgr, as postkick(1) does, by postkick, or by the configured command.
 func (q *Queue) Kick(ctx context.Context, ids []string) error {
 	if len(ids) == 0 || q.Trigger != nil && len(q.Trigger) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, triggerTime)
 	defer cancel()
-	if len(q.Trigger) > 0 {
-		cmd := exec.CommandContext(ctx, q.Trigger[0], q.Trigger[1:]...)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %w: %.*q", q.Trigger[0], err, triggerTail, out)
-		}
-		return nil
+	switch {
+	case len(q.Trigger) > 0:
+		return q.triggerCommand(ctx)
+	case q.Release == ByPostsuper: // which moves mail to deferred
+		return errors.Join(q.postkick(ctx, scanDeferred), q.postkick(ctx, scanIncoming))
 	}
-	return trigger(filepath.Join(q.Dir, "public", "qmgr"), triggerIncoming)
+	return trigger(filepath.Join(q.Dir, "public", "qmgr"), scanIncoming)
 }
 
 // trigger writes one request to a service's socket; there is no answer.
-func trigger(path string, request byte) error {
+func trigger(path, request string) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("make a socket: %w", err)
@@ -47,7 +44,7 @@ func trigger(path string, request byte) error {
 	defer unix.Close(fd)
 	err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
 	if err == nil {
-		_, err = unix.Write(fd, []byte{request})
+		_, err = unix.Write(fd, []byte(request))
 	}
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
 		return fmt.Errorf("%s: %w: Postfix is not running; it finds the mail when it starts", path, err)

@@ -67,6 +67,9 @@ func (q *Queue) load() error {
 			released[id] = r
 		}
 	}
+	if q.reinjections, err = loadReinjections(rows); err != nil {
+		return fmt.Errorf("read the journal of queue %s: %w", q.Config.Name, err)
+	}
 	q.plans, q.released, q.later = plans, released, map[string][]byte{}
 	return nil
 }
@@ -85,6 +88,7 @@ const (
 	saveAfter = 5 * time.Second
 	saveRows  = 500
 	sweepEach = time.Hour
+	sweepRows = 100_000 // new ones since the last time
 )
 
 // save writes rows, and those that wait.
@@ -141,14 +145,14 @@ func (q *Queue) open(plans []plan) error {
 }
 
 // noteRelease remembers a release.
-func (q *Queue) noteRelease(id string, r release) {
-	text, err := json.Marshal(r)
+func (q *Queue) noteRelease(id string, ino uint64, t int64) {
+	text, err := json.Marshal(release{ino, t})
 	if err != nil {
 		return
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.released[id] = r
+	q.released[id] = release{ino, t}
 	q.later[releasedKey+id] = text
 }
 
@@ -156,10 +160,12 @@ func (q *Queue) noteRelease(id string, r release) {
 func (q *Queue) sweepReleased() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if time.Since(q.swept) < sweepEach {
+	if time.Since(q.swept) < sweepEach && len(q.released)-q.kept < sweepRows {
 		return
 	}
 	q.swept = time.Now()
+	defer func() { q.kept = len(q.released) }()
+	q.forgetReinjections()
 	for id, r := range q.released {
 		there := false
 		for _, name := range []string{incomingDir, "active", "deferred", holdDir} {
@@ -182,11 +188,11 @@ func (q *Queue) settled(id string) {
 	q.later[planKey+id] = nil
 }
 
-func (q *Queue) wasReleased(id string, r release) bool {
+func (q *Queue) wasReleased(id queue.Identity) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	was, ok := q.released[id]
-	return ok && was == r
+	r, ok := q.released[id.ID.Name]
+	return ok && r == release{id.Ino, id.T}
 }
 
 // markDecided remembers that an open plan was decided in this life.

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,13 +31,36 @@ type Config struct {
 	RenderInMemory int64          // bytes; a larger message is rendered into Work
 	MaxControl     int64          // bytes of the envelope
 	MaxRecipients  int
-	Trigger        []string // command that wakes the queue manager; nil: its socket; empty: none
-	Rewrite        bool     // changed messages are written by us: see Probe
+	PostfixConfig  string   // its configuration directory, for its commands
+	Trigger        []string // command that wakes the queue manager; nil: the release's own; empty: none
+	Release        Release
+	Modify         Modify
+	Listener       string   // host:port of the listener that holds what it accepts
+	RecipientLimit int      // of one transaction with it
+	HeldLog        *HeldLog // what milters have put on hold is left there; nil: it is not
 	Store          queue.Store
 	Journal        Journal
 	FS             *durable.FS
 	Report         func(Event)
 }
+
+// Release is how unchanged mail is taken off hold.
+type Release string
+
+// The ways of release.
+const (
+	ByRename    Release = ""          // to incoming
+	ByPostsuper Release = "postsuper" // by Postfix's own command, to deferred
+)
+
+// Modify is how changed mail is handed back.
+type Modify string
+
+// The ways of handing changed mail back; the zero value has none.
+const (
+	ByReinjection Modify = "reinject" // by SMTP to a listener that holds it again
+	ByRewriting   Modify = "rewrite"  // by queue files that we write: see Parameters.Known
+)
 
 // Journal keeps what must survive our death: plans that are decided, and what
 // was released. Rows are opaque to it.
@@ -62,10 +86,14 @@ type Queue struct {
 	mu       sync.Mutex
 	plans    map[string]plan // open ones, by queue id; nil until read from the journal
 	released map[string]release
-	later    map[string][]byte // rows to be written, or with nil removed, with the next Save
-	saved    time.Time
-	swept    time.Time
-	untidy   []aside // files aside; of Commit only
+	// reinjections are those of the last day, by nonce.
+	reinjections map[string]*reinjection
+	unheld       atomic.Bool       // the listener does not hold what it accepts
+	later        map[string][]byte // rows to be written, or with nil removed, with the next Save
+	saved        time.Time
+	swept        time.Time
+	kept         int     // rows of released that the last sweep left
+	untidy       []aside // files aside; of Commit only
 }
 
 // The queues of an instance that are touched.
@@ -88,6 +116,9 @@ func New(c Config) (*Queue, error) {
 	}
 	if c.MaxRecipients == 0 {
 		c.MaxRecipients = 50_000
+	}
+	if c.RecipientLimit == 0 {
+		c.RecipientLimit = 1000 // smtpd_recipient_limit's default
 	}
 	if c.Report == nil {
 		c.Report = func(Event) {}

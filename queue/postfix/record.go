@@ -52,6 +52,14 @@ type record struct {
 	data string
 }
 
+// errSurprise: the file is whole, and has something in it that we do not know.
+// Postfix's own program may.
+var errSurprise = errors.New("something that is not known here")
+
+func surprise(format string, args ...any) error {
+	return fmt.Errorf("%w: %w: "+format, append([]any{queue.ErrDamaged, errSurprise}, args...)...)
+}
+
 func damaged(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{queue.ErrDamaged}, args...)...)
 }

@@ -54,7 +54,7 @@ func (q *Queue) Requeue(ctx context.Context, it queue.Item) (string, error) {
 			return "", err
 		}
 	}
-	q.noteRelease(note.ID, release{note.Ino, note.T})
+	q.noteRelease(note.ID, note.Ino, note.T)
 	return note.ID, nil
 }
 

@@ -61,11 +61,25 @@ func (q *Queue) Sweep(ctx context.Context, id queue.ID, st queue.Stats) error {
 	p, ok, err := q.planOf(id.Name)
 	if err == nil && ok {
 		err = q.sweep(ctx, p)
+	} else if err == nil {
+		err = q.sweepReinjection(ctx, id)
 	}
 	if err != nil {
 		return err
 	}
 	return q.tidyAside(q.path(holdDir, id.Name), st.Control.Ino)
+}
+
+func (q *Queue) sweepReinjection(ctx context.Context, id queue.ID) error {
+	r := q.chosenFor(queue.Identity{ID: id})
+	if r == nil {
+		return nil
+	}
+	gone := &claim{q: q, entry: queue.Entry{ID: id}, closed: true}
+	if err := q.resumeReinjection(ctx, gone, r).err; !errors.Is(err, queue.ErrGone) {
+		return err
+	}
+	return nil
 }
 
 // sweep settles an open plan that no claim will meet.

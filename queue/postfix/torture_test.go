@@ -86,7 +86,7 @@ func (w *world) open(hook durable.Hook) (*Queue, *quarantine.Store) {
 	store := &quarantine.Store{Root: w.quar, FS: fsys, Now: fixedNow}
 	q, err := New(Config{
 		Name: "mta", Dir: w.dir, Hashed: map[string]int{"hold": w.depth, "incoming": w.depth}, Work: w.top + "/work",
-		RenderInMemory: 1 << 20, Trigger: []string{}, Rewrite: true, Store: store, FS: fsys,
+		RenderInMemory: 1 << 20, Trigger: []string{}, Modify: ByRewriting, Store: store, FS: fsys,
 		Journal: &fileJournal{path: w.top + "/journal", hook: hook, late: w.savedAllTheSame},
 	})
 	if err != nil {
@@ -131,12 +131,12 @@ var paths = []path{
 	}},
 	{"split, one quarantined", func(s string) ([]queue.Group, []expect) {
 		return []queue.Group{
-			{Recipients: []int{0}, Disposition: queue.Release},
-			{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
-			{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
-		}, []expect{
-			{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, newBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
-		}
+				{Recipients: []int{0}, Disposition: queue.Release},
+				{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
+				{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
+			}, []expect{
+				{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, newBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
+			}
 	}},
 	{"split, nothing released", func(s string) ([]queue.Group, []expect) {
 		return []queue.Group{

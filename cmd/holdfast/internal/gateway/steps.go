@@ -436,7 +436,7 @@ func (g *Gateway) lastResult(ctx context.Context, rr runResult) {
 
 func (g *Gateway) summary(start time.Time) Summary {
 	now := g.Now()
-	s := Summary{Counts: map[string]int64{}, Took: now.Sub(start), Blocked: g.breaker + g.lowSpace}
+	s := Summary{Counts: map[string]int64{}, Took: now.Sub(start), Blocked: g.breaker + g.lowSpace + g.holdsUnread}
 	if g.paused {
 		s.Blocked = "paused"
 	}

@@ -86,8 +86,8 @@ var only = []struct {
 	{"github.com/spf13/cobra", []string{"cmd"}, "commands are the program's face"},
 	{"github.com/landlock-lsm/go-landlock", []string{"scan/sandbox"}, "one place says what a parser may do"},
 	{"github.com/elastic/go-seccomp-bpf", []string{"scan/sandbox"}, "one place says what a parser may do"},
-	{"os/exec", []string{"cmd", "poison/proc", "queue/sendmail/kick.go", "queue/postfix/kick.go"}, "what parses hostile bytes starts no program"},
-	{"net", []string{"cmd", "scan/worker/conn.go"}, "what parses hostile bytes speaks to nobody; the exception is the supervisor's end of the worker's socket"},
+	{"os/exec", []string{"cmd", "poison/proc", "queue/sendmail/kick.go", "queue/postfix/command.go"}, "what parses hostile bytes starts no program"},
+	{"net", []string{"cmd", "conf", "scan/worker/conn.go", "queue/postfix/smtp.go"}, "what parses hostile bytes speaks to nobody; the exceptions are the supervisor's end of the worker's socket, and Postfix's listener for changed mail"},
 	{"holdfast/conf", []string{"cmd"}, "libraries get their settings from their caller"},
 }
 
