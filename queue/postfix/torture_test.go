@@ -32,7 +32,8 @@ type world struct {
 	ids             map[string]string   // by subject, as they were put on hold
 	want            map[string][]expect // by subject
 	taken           map[string]string   // "subject recipient": where an administrator has put that copy; "" if nowhere
-	savedAllTheSame bool                // a Save that fails has happened
+	path            path
+	savedAllTheSame bool // a Save that fails has happened
 }
 
 // expect is one group of recipients: where they must end up, with which body.
@@ -72,6 +73,7 @@ func newWorld(t testing.TB, l layout) *world {
 const batch = 3
 
 func (w *world) fill(p path) {
+	w.path = p
 	for i := range batch {
 		subject := fmt.Sprint("m", i)
 		w.ids[subject] = w.put(queueFile(1_795_438_128, "Subject: "+subject+"\n\n"+body(subject), all...))
@@ -176,7 +178,9 @@ func (w *world) commit(q *Queue, p path) (ledger map[string]queue.Stats, failed 
 		ledger[e.ID.Name] = c.Stats()
 		if _, err := c.Read(ctx); err != nil {
 			c.Close()
-			failed = errors.Join(failed, err)
+			if !errors.Is(err, queue.ErrGone) {
+				failed = errors.Join(failed, err)
+			}
 			continue
 		}
 		if c.Decided() {
@@ -232,8 +236,10 @@ func (w *world) recover(p path, ledger map[string]queue.Stats) error {
 	if err := w.items(q, store); err != nil {
 		return err
 	}
-	if _, err := w.commit(q, p); err != nil {
-		return err
+	for range 2 { // what was in another's place is met in the second round
+		if _, err := w.commit(q, p); err != nil {
+			return err
+		}
 	}
 	q.Close()
 	return nil
@@ -260,8 +266,13 @@ func (w *world) items(q *Queue, store *quarantine.Store) error {
 		_, err = c.Read(ctx)
 		if err == nil && c.Decided() {
 			err = q.Resume(ctx, c).Err
+		} else if err == nil && c.Identity() != m.Identity {
+			err = store.CommitUncertain(ctx, m.Name)
 		} else if err == nil {
 			err = store.Abort(ctx, m.Name)
+		}
+		if errors.Is(err, queue.ErrGone) {
+			err = nil // what is there now is judged in the next round
 		}
 		c.Close()
 		if err != nil {
@@ -309,8 +320,8 @@ func (w *world) copies() map[string][]found {
 			where := name
 			if strings.Contains(filepath.Base(path), ".") && name == onHold {
 				where = beside
-			} else if err == nil && name == out {
-				err = w.fit(path)
+			} else if err == nil && name == out && filepath.Base(path) != w.ids["m9"] {
+				err = w.fit(path) // that one's name was not of its inode when it came
 			}
 			switch {
 			case err == nil:
@@ -547,6 +558,7 @@ func TestTortureKillTwice(t *testing.T) {
 // afterwards, and the next try settles it, in the same life or the next. Of a
 // Save that failed, both ends are tried: it happened, or not.
 func TestTortureError(t *testing.T) {
+	inMemory(t)
 	for _, p := range paths {
 		points := 0
 		for _, l := range layouts {
@@ -719,6 +731,22 @@ var actions = []action{
 			}
 		}
 	}},
+	{"another file in its place", func(w *world) {
+		path, ok := w.held()
+		if !ok || w.want["m9"] != nil {
+			return
+		}
+		w.take(path, later)
+		if err := os.Rename(path, filepath.Join(w.dir, later, filepath.Base(path))); err != nil {
+			w.t.Fatal(err)
+		}
+		theirs := w.put(queueFile(1_795_438_999, "Subject: m9\n\n"+body("m9"), all...))
+		if err := os.Rename(w.place(onHold, w.n, theirs), path); err != nil {
+			w.t.Fatal(err)
+		}
+		w.ids["m9"] = filepath.Base(path)
+		_, w.want["m9"] = w.path.plan("m9")
+	}},
 	{"postfix start", func(w *world) { // postsuper -s: a file's name is made to match its inode; short ids only
 		for _, path := range w.files(onHold) {
 			name := filepath.Base(path)
@@ -736,6 +764,7 @@ var actions = []action{
 // TestTortureAdministrator: at each operation somebody uses Postfix's own
 // tools, while we live on.
 func TestTortureAdministrator(t *testing.T) {
+	inMemory(t)
 	for _, p := range paths {
 		points := 0
 		for _, l := range layouts {
@@ -767,6 +796,7 @@ func TestTortureAdministrator(t *testing.T) {
 
 // TestTortureAdministratorAfterKill: between a crash and the recovery.
 func TestTortureAdministratorAfterKill(t *testing.T) {
+	inMemory(t)
 	for _, p := range paths {
 		points := 0
 		for _, l := range layouts {
@@ -784,6 +814,39 @@ func TestTortureAdministratorAfterKill(t *testing.T) {
 			}
 		}
 		report(t, points, p, "an administrator after a kill")
+	}
+}
+
+// TestTortureAdministratorThenKill: soon after somebody's doing we die.
+func TestTortureAdministratorThenKill(t *testing.T) {
+	inMemory(t)
+	for _, p := range paths {
+		points, l := 0, layouts[0]
+		for at := range count(t, p, l) {
+			for _, a := range actions {
+				for soon := range 4 {
+					w := newWorld(t, l)
+					w.fill(p)
+					intrude := &fault.Intrude{At: at, Do: func() { a.do(w) }}
+					hook := &fault.Crash{At: at + soon, Next: intrude}
+					q, _ := w.open(hook)
+					ledger, _ := w.commit(q, p)
+					if w.want["m9"] != nil && strings.Contains(intrude.Name, " incoming/") {
+						continue // between our last look and the rename, and death at once: no tool does that
+					}
+					point := fmt.Sprintf("%s, %s before %q, killed before %q", p.name, a.name, intrude.Name, hook.Name)
+					if bad := w.never(); len(bad) > 0 {
+						t.Fatalf("%s: %q", point, bad)
+					}
+					if err := w.recover(p, ledger); err != nil {
+						t.Fatalf("%s: recovery: %v", point, err)
+					}
+					w.settled(point)
+					points++
+				}
+			}
+		}
+		report(t, points, p, "an administrator, then a kill")
 	}
 }
 
