@@ -343,7 +343,7 @@ func (q *Queue) settleOriginal(ctx context.Context, j *job) error {
 	}
 	for _, g := range r.Groups {
 		for _, c := range g.Copies {
-			if st, err := inode.Lstat(q.path(holdDir, c.ID)); !c.Out && (err != nil || st.Ino != c.Ino) {
+			if !c.Out && !q.isIn(holdDir, c.ID, c.Ino) && !q.isElsewhere(c.ID, c.Ino) {
 				q.abandon(ctx, r, reVoid)
 				return fmt.Errorf("%s: its copy %s is no longer on hold: it will be handed back again", r.ID, c.ID)
 			}
@@ -379,11 +379,9 @@ func (q *Queue) originalIsGone(ctx context.Context, j *job, aside string) error 
 		j.decided = true
 		return nil
 	}
-	for _, name := range elsewhere {
-		if st, err := inode.Lstat(q.path(name, r.ID)); err == nil && st.Ino == r.Ino {
-			q.abandon(ctx, r, reDoomed)
-			return fmt.Errorf("%s was moved to %s by somebody else, who has it now: %w", r.ID, name, queue.ErrGone)
-		}
+	if q.isElsewhere(r.ID, r.Ino) {
+		q.abandon(ctx, r, reDoomed)
+		return fmt.Errorf("%s was taken off hold by somebody else: %w", r.ID, queue.ErrGone)
 	}
 	if !j.resumed {
 		q.abandon(ctx, r, reDoomed)
@@ -396,6 +394,16 @@ func (q *Queue) originalIsGone(ctx context.Context, j *job, aside string) error 
 
 // Where a message is that has left hold without us.
 var elsewhere = []string{"deferred", incomingDir, "active", "maildrop", "corrupt"}
+
+// isElsewhere says that somebody else has taken a message off hold.
+func (q *Queue) isElsewhere(id string, ino uint64) bool {
+	return slices.ContainsFunc(elsewhere, func(name string) bool { return q.isIn(name, id, ino) })
+}
+
+func (q *Queue) isIn(queueName, id string, ino uint64) bool {
+	st, err := inode.Lstat(q.path(queueName, id))
+	return err == nil && st.Ino == ino
+}
 
 // abandon ends a plan: its copies will never be released. Void: the original
 // stands. Doomed: somebody else has it.
@@ -573,22 +581,12 @@ func (q *Queue) copyOf(c *claim) (*reinjection, error) {
 		return r, nil
 	case chosen && r.State == reDone:
 		return nil, nil // on hold once more: a person's doing
-	case r.State == reVoid && !q.originalExists(r):
+	case r.State == reVoid && !q.isIn(holdDir, r.ID, r.Ino) && !q.isElsewhere(r.ID, r.Ino):
 		q.Report(Event{ID: c.entry.ID, What: "possible duplicate: a copy of " + r.ID + " was left by a crash, and that is gone; the copy is scanned as new mail"})
 		return nil, nil
 	}
 	q.dropCopy(id, ino)
 	return nil, fmt.Errorf("%s: %w: a copy of %s that is not needed, removed", id, queue.ErrGone, r.ID)
-}
-
-// originalExists says that the original is in one of Postfix's queues.
-func (q *Queue) originalExists(r *reinjection) bool {
-	for _, name := range append([]string{holdDir}, elsewhere...) {
-		if st, err := inode.Lstat(q.path(name, r.ID)); err == nil && st.Ino == r.Ino {
-			return true
-		}
-	}
-	return false
 }
 
 // resumeReinjection finishes a decided re-injection after a crash.

@@ -34,6 +34,8 @@ type world struct {
 	taken           map[string]string   // "subject recipient": where an administrator has put that copy; "" if nowhere
 	path            path
 	savedAllTheSame bool // a Save that fails has happened
+	holder          *holder
+	late            bool // what was sent to it when we died is accepted after our restart
 }
 
 // expect is one group of recipients: where they must end up, with which body.
@@ -86,7 +88,7 @@ func (w *world) open(hook durable.Hook) (*Queue, *quarantine.Store) {
 	store := &quarantine.Store{Root: w.quar, FS: fsys, Now: fixedNow}
 	q, err := New(Config{
 		Name: "mta", Dir: w.dir, Hashed: map[string]int{"hold": w.depth, "incoming": w.depth}, Work: w.top + "/work",
-		RenderInMemory: 1 << 20, Trigger: []string{}, Modify: ByRewriting, Store: store, FS: fsys,
+		RenderInMemory: 1 << 20, Trigger: []string{}, Modify: w.path.modify, Listener: w.listen(hook), Store: store, FS: fsys,
 		Journal: &fileJournal{path: w.top + "/journal", hook: hook, late: w.savedAllTheSame},
 	})
 	if err != nil {
@@ -95,12 +97,26 @@ func (w *world) open(hook durable.Hook) (*Queue, *quarantine.Store) {
 	return q, store
 }
 
+// listen starts the listener that a path needs.
+func (w *world) listen(hook durable.Hook) string {
+	if w.path.modify != ByReinjection {
+		return ""
+	}
+	w.holder = newHolder(w.t, w.spool, hook)
+	w.holder.late = w.late
+	if c, ok := hook.(*fault.Crash); ok && c.Next != nil { // what Postfix writes is on the disk when it says so
+		w.holder.disk.Hook = c.Next
+	}
+	return w.holder.address
+}
+
 func fixedNow() time.Time { return time.Unix(1_800_000_000, 0) }
 
 // path is one way through a commit.
 type path struct {
-	name string
-	plan func(subject string) ([]queue.Group, []expect)
+	name   string
+	plan   func(subject string) ([]queue.Group, []expect)
+	modify Modify
 }
 
 func body(subject string) string { return "body of " + subject + "\n" }
@@ -119,36 +135,42 @@ func change(subject string, withBody bool) *queue.Edit {
 	return e
 }
 
-var paths = []path{
-	{"unmodified", func(s string) ([]queue.Group, []expect) {
+// Ways through a commit. The changes are made on both routes.
+var paths = slices.Concat([]path{
+	{name: "unmodified", plan: func(s string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Release}}, []expect{{all, queue.Release, body(s), ""}}
 	}},
-	{"modified header", func(s string) ([]queue.Group, []expect) {
-		return []queue.Group{{Disposition: queue.Release, Edit: change(s, false)}}, []expect{{all, queue.Release, body(s), scanned}}
-	}},
-	{"modified body", func(s string) ([]queue.Group, []expect) {
-		return []queue.Group{{Disposition: queue.Release, Edit: change(s, true)}}, []expect{{all, queue.Release, newBody(s), scanned}}
-	}},
-	{"split, one quarantined", func(s string) ([]queue.Group, []expect) {
-		return []queue.Group{
-				{Recipients: []int{0}, Disposition: queue.Release},
-				{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
-				{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
-			}, []expect{
-				{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, newBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
-			}
-	}},
-	{"split, nothing released", func(s string) ([]queue.Group, []expect) {
+	{name: "split, nothing released", plan: func(s string) ([]queue.Group, []expect) {
 		return []queue.Group{
 			{Recipients: []int{0, 1}, Disposition: queue.Quarantine, Item: []byte(`{}`)}, {Recipients: []int{2}, Disposition: queue.Drop},
 		}, []expect{{all[:2], queue.Quarantine, body(s), ""}, {all[2:], queue.Drop, "", ""}}
 	}},
-	{"quarantine", func(s string) ([]queue.Group, []expect) {
+	{name: "quarantine", plan: func(s string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Quarantine, Item: []byte(`{}`)}}, []expect{{all, queue.Quarantine, body(s), ""}}
 	}},
-	{"drop", func(string) ([]queue.Group, []expect) {
+	{name: "drop", plan: func(string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Drop}}, []expect{{all, queue.Drop, "", ""}}
 	}},
+}, changes("rewritten", ByRewriting), changes("reinjected", ByReinjection))
+
+func changes(how string, m Modify) []path {
+	return []path{
+		{name: how + " header", modify: m, plan: func(s string) ([]queue.Group, []expect) {
+			return []queue.Group{{Disposition: queue.Release, Edit: change(s, false)}}, []expect{{all, queue.Release, body(s), scanned}}
+		}},
+		{name: how + " body", modify: m, plan: func(s string) ([]queue.Group, []expect) {
+			return []queue.Group{{Disposition: queue.Release, Edit: change(s, true)}}, []expect{{all, queue.Release, newBody(s), scanned}}
+		}},
+		{name: how + " split", modify: m, plan: func(s string) ([]queue.Group, []expect) {
+			return []queue.Group{
+					{Recipients: []int{0}, Disposition: queue.Release},
+					{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
+					{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
+				}, []expect{
+					{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, newBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
+				}
+		}},
+	}
 }
 
 // commit claims and commits everything that is on hold, as the loop does;
@@ -507,6 +529,7 @@ func report(t *testing.T, points int, p path, what string) {
 
 // TestTortureKill stops the program at every operation of every path.
 func TestTortureKill(t *testing.T) {
+	inMemory(t)
 	for _, p := range paths {
 		points := 0
 		for _, l := range layouts {
@@ -692,7 +715,7 @@ func (w *world) held() (string, bool) {
 		if err != nil || strings.ContainsAny(filepath.Base(path), ".#") {
 			continue
 		}
-		if s, err := look(b); err == nil && subjectOf(s.content) == "m1" {
+		if s, err := look(b); err == nil && subjectOf(s.content) == "m1" && !s.isCopy() {
 			return path, true
 		}
 	}
