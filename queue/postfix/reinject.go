@@ -567,8 +567,9 @@ func (q *Queue) copyOf(c *claim) (*reinjection, error) {
 	}
 	r := q.reinjections[nonce]
 	q.mu.Unlock()
-	if r == nil {
-		return nil, nil // anybody may connect to the listener: mail like any other
+	if r == nil { // anybody may connect to the listener: mail like any other
+		q.Report(Event{ID: c.entry.ID, What: "it came by the listener for changed mail with a name that is in no open row of the journal: scanned as new mail; a possible duplicate if the ledger was lost"})
+		return nil, nil
 	}
 	id, ino := c.entry.ID.Name, c.stats.Control.Ino
 	chosen := slices.ContainsFunc(r.Groups, func(g regroup) bool {

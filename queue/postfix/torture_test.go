@@ -87,7 +87,7 @@ func (w *world) open(hook durable.Hook) (*Queue, *quarantine.Store) {
 	fsys := &durable.FS{Hook: hook}
 	store := &quarantine.Store{Root: w.quar, FS: fsys, Now: fixedNow}
 	q, err := New(Config{
-		Name: "mta", Dir: w.dir, Hashed: map[string]int{"hold": w.depth, "incoming": w.depth}, Work: w.top + "/work",
+		Name: "mta", Dir: w.dir, Token: "0123456789abcdef0123456789abcdef", Hashed: map[string]int{"hold": w.depth, "incoming": w.depth}, Work: w.top + "/work",
 		RenderInMemory: 1 << 20, Trigger: []string{}, Modify: w.path.modify, Listener: w.listen(hook), Store: store, FS: fsys,
 		Journal: &fileJournal{path: w.top + "/journal", hook: hook, late: w.savedAllTheSame},
 	})
@@ -198,7 +198,8 @@ func (w *world) commit(q *Queue, p path) (ledger map[string]queue.Stats, failed 
 			return ledger, err
 		}
 		ledger[e.ID.Name] = c.Stats()
-		if _, err := c.Read(ctx); err != nil {
+		env, err := c.Read(ctx)
+		if err != nil {
 			c.Close()
 			if !errors.Is(err, queue.ErrGone) {
 				failed = errors.Join(failed, err)
@@ -211,6 +212,9 @@ func (w *world) commit(q *Queue, p path) (ledger map[string]queue.Stats, failed 
 			continue
 		}
 		groups, _ := p.plan(w.subject(c))
+		if len(env.Recipients) < len(all) { // what the journal has forgotten to be a copy is new mail
+			groups = []queue.Group{{Disposition: queue.Release}}
+		}
 		plans = append(plans, queue.Plan{Claim: c, Groups: groups})
 	}
 	for _, o := range q.Commit(ctx, plans) {
@@ -574,6 +578,35 @@ func TestTortureKillTwice(t *testing.T) {
 			}
 		}
 		report(t, points, p, "killed twice")
+	}
+}
+
+// TestTortureJournalLost: the journal goes with the program. That costs new
+// scans; of what was on its way by SMTP it may cost a duplicate, never a message.
+func TestTortureJournalLost(t *testing.T) {
+	inMemory(t)
+	for _, p := range paths {
+		points, duplicates := 0, 0
+		for _, l := range layouts {
+			for at := range count(t, p, l) {
+				w, _, point := killed(t, p, l, at)
+				if err := os.Remove(w.top + "/journal"); err != nil && !errors.Is(err, os.ErrNotExist) {
+					t.Fatal(err)
+				}
+				for range 2 {
+					if err := w.recover(p, nil); err != nil {
+						t.Fatalf("%s: recovery: %v", point, err)
+					}
+				}
+				lost, doubled, wrong := w.account()
+				if len(lost)+len(wrong) > 0 || len(doubled) > 0 && p.modify != ByReinjection {
+					t.Fatalf("%s: lost %q, doubled %q, wrong %q", point, lost, doubled, wrong)
+				}
+				points++
+				duplicates += len(doubled)
+			}
+		}
+		report(t, points, p, fmt.Sprintf("killed, journal lost; %d recipients got a duplicate", duplicates))
 	}
 }
 
