@@ -236,7 +236,7 @@ func (g *Gateway) plan(m *message) queue.Plan {
 		}
 		group = queue.Group{Disposition: queue.Quarantine, Item: text}
 	}
-	return queue.Plan{Claim: m.claim, Groups: []queue.Group{group}}
+	return queue.Plan{Claim: m.claim, Groups: faultPlan(m, []queue.Group{group})}
 }
 
 // released says that the outcome's ids are the MTA's.
