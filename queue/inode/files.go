@@ -19,9 +19,22 @@ type Files struct {
 }
 
 // Remove removes a file of the queue that an administrator may replace at
-// any instant: it is renamed aside, looked at there, and put back if it is
-// not the given inode. ErrGone: the name is another file's, or nobody's.
+// any instant: it is set aside, and then removed there.
+// ErrGone: the name is another file's, or nobody's.
 func (f Files) Remove(path, aside string, ino uint64) error {
+	if err := f.SetAside(path, aside, ino); err != nil {
+		return err
+	}
+	// It has left the queue with the rename; under this name it harms nobody.
+	if err := f.FS.Unlink(aside); err != nil {
+		f.Report("remove "+aside, err)
+	}
+	return nil
+}
+
+// SetAside takes a file out of the queue: it is renamed aside, looked at
+// there, and put back if it is not the given inode.
+func (f Files) SetAside(path, aside string, ino uint64) error {
 	st, err := Lstat(path)
 	if err != nil {
 		return err
@@ -40,10 +53,6 @@ func (f Files) Remove(path, aside string, ino uint64) error {
 			return fmt.Errorf("a foreign file was renamed to %s and cannot go back: %w", aside, err)
 		}
 		return fmt.Errorf("%s: %w: replaced by another file", path, queue.ErrGone)
-	}
-	// It has left the queue with the rename; under this name it harms nobody.
-	if err := f.FS.Unlink(aside); err != nil {
-		f.Report("remove "+aside, err)
 	}
 	return nil
 }

@@ -63,8 +63,9 @@ type job struct {
 //	           both; items visible; remove the original; fsync hold; row closed.
 //	reinjected items prepared; row with a nonce; copies by SMTP, which the
 //	           listener holds; row chooses them (decision); look at each copy;
-//	           remove the original; fsync hold; row settled; copies to incoming;
-//	           fsync both; items visible. The row stays for a day.
+//	           set the original aside; fsync hold; row settled; remove what lies
+//	           aside; copies to incoming; fsync both; items visible. The row stays
+//	           for a day.
 //
 // A rename to incoming never overwrites: a name there has its own inode in it.
 func (q *Queue) Commit(ctx context.Context, plans []queue.Plan) []queue.Outcome {
@@ -419,9 +420,6 @@ func (q *Queue) journal(jobs []*job) {
 	if err == nil {
 		err = q.saveReinjections(res, reOpen)
 	}
-	if err == nil {
-		err = q.saveReinjections(q.superseded(jobs), reDoomed)
-	}
 	q.phase(jobs, func(j *job) error {
 		j.opened = err == nil && (j.kind == rewritten || j.kind == reinjected)
 		return err
@@ -681,8 +679,8 @@ func (q *Queue) takeBack(ctx context.Context, j *job) {
 			q.settled(j.plan.ID)
 		}
 	case reinjected:
-		if j.re != nil && j.re.State != reDoomed {
-			q.abandon(ctx, j.re, reVoid)
+		if j.re != nil && j.re.State != reVoid {
+			q.abandon(ctx, j.re)
 		}
 	}
 }
