@@ -33,7 +33,8 @@ type world struct {
 	want            map[string][]expect // by subject
 	taken           map[string]string   // "subject recipient": where an administrator has put that copy; "" if nowhere
 	path            path
-	savedAllTheSame bool // a Save that fails has happened
+	damage          []string // files that the queue manager would set aside, at the last look
+	savedAllTheSame bool     // a Save that fails has happened
 }
 
 // expect is one group of recipients: where they must end up, with which body.
@@ -131,12 +132,12 @@ var paths = []path{
 	}},
 	{"split, one quarantined", func(s string) ([]queue.Group, []expect) {
 		return []queue.Group{
-				{Recipients: []int{0}, Disposition: queue.Release},
-				{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
-				{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
-			}, []expect{
-				{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, newBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
-			}
+			{Recipients: []int{0}, Disposition: queue.Release},
+			{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
+			{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
+		}, []expect{
+			{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, newBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
+		}
 	}},
 	{"split, nothing released", func(s string) ([]queue.Group, []expect) {
 		return []queue.Group{
@@ -303,6 +304,7 @@ const (
 // copies looks at the directories with eyes of its own: which recipient has
 // which complete copy where, by "subject recipient".
 func (w *world) copies() map[string][]found {
+	w.damage = nil
 	all := map[string][]found{}
 	add := func(where string, s seen, content string) {
 		for _, r := range s.recipients() {
@@ -327,7 +329,7 @@ func (w *world) copies() map[string][]found {
 			case err == nil:
 				add(where, s, s.content)
 			case where != beside:
-				w.t.Errorf("%s: %v", path, err)
+				w.damage = append(w.damage, fmt.Sprintf("%s: %v", path, err))
 			}
 		}
 	}
@@ -418,7 +420,7 @@ func (w *world) never() (bad []string) {
 			}
 		}
 	}
-	return append(bad, w.dirs()...)
+	return slices.Concat(bad, w.damage, w.dirs())
 }
 
 // broken says what is not where the plan says, or is left over: a file on
@@ -427,6 +429,9 @@ func (w *world) broken() string {
 	lost, doubled, wrong := w.account()
 	if len(lost)+len(doubled)+len(wrong) > 0 {
 		return fmt.Sprintf("lost %q, doubled %q, wrong %q", lost, doubled, wrong)
+	}
+	if len(w.damage) > 0 {
+		return fmt.Sprintf("damaged: %q", w.damage)
 	}
 	if left := slices.Concat(w.files(onHold), w.files("corrupt"), w.files("active")); len(left) > 0 {
 		return fmt.Sprintf("left: %q", left)
@@ -884,6 +889,9 @@ func (w *world) outCopies(point string) int {
 	w.t.Helper()
 	n := 0
 	for key, fs := range w.copies() {
+		if len(w.damage) > 0 {
+			w.t.Fatalf("%s: damaged: %q", point, w.damage)
+		}
 		k := 0
 		for _, f := range fs {
 			if f.where != out {
