@@ -33,7 +33,8 @@ type world struct {
 	want            map[string][]expect // by subject
 	taken           map[string]string   // "subject recipient": where an administrator has put that copy; "" if nowhere
 	path            path
-	savedAllTheSame bool // a Save that fails has happened
+	damage          []string // files that the queue manager would set aside, at the last look
+	savedAllTheSame bool     // a Save that fails has happened
 	holder          *holder
 	late            bool // what was sent to it when we died is accepted after our restart
 }
@@ -329,6 +330,7 @@ const (
 // copies looks at the directories with eyes of its own: which recipient has
 // which complete copy where, by "subject recipient".
 func (w *world) copies() map[string][]found {
+	w.damage = nil
 	all := map[string][]found{}
 	add := func(where string, s seen, content string) {
 		for _, r := range s.recipients() {
@@ -353,7 +355,7 @@ func (w *world) copies() map[string][]found {
 			case err == nil:
 				add(where, s, s.content)
 			case where != beside:
-				w.t.Errorf("%s: %v", path, err)
+				w.damage = append(w.damage, fmt.Sprintf("%s: %v", path, err))
 			}
 		}
 	}
@@ -444,7 +446,7 @@ func (w *world) never() (bad []string) {
 			}
 		}
 	}
-	return append(bad, w.dirs()...)
+	return slices.Concat(bad, w.damage, w.dirs())
 }
 
 // broken says what is not where the plan says, or is left over: a file on
@@ -453,6 +455,9 @@ func (w *world) broken() string {
 	lost, doubled, wrong := w.account()
 	if len(lost)+len(doubled)+len(wrong) > 0 {
 		return fmt.Sprintf("lost %q, doubled %q, wrong %q", lost, doubled, wrong)
+	}
+	if len(w.damage) > 0 {
+		return fmt.Sprintf("damaged: %q", w.damage)
 	}
 	if left := slices.Concat(w.files(onHold), w.files("corrupt"), w.files("active")); len(left) > 0 {
 		return fmt.Sprintf("left: %q", left)
@@ -940,6 +945,9 @@ func (w *world) outCopies(point string) int {
 	w.t.Helper()
 	n := 0
 	for key, fs := range w.copies() {
+		if len(w.damage) > 0 {
+			w.t.Fatalf("%s: damaged: %q", point, w.damage)
+		}
 		k := 0
 		for _, f := range fs {
 			if f.where != out {
