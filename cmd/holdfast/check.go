@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -31,6 +32,9 @@ func newCheck(g *global) *cobra.Command {
 }
 
 func runCheck(ctx context.Context, g *global, smtp string) error {
+	if _, port, err := net.SplitHostPort(smtp); smtp != "" && (err != nil || port == "") {
+		return failWith(exitUsage, "--smtp %s is no HOST:PORT", safe.Text(smtp))
+	}
 	c, err := g.load()
 	if err != nil {
 		return err
