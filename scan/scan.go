@@ -59,8 +59,9 @@ type Rule struct {
 
 // Policy says what happens to mail that is not clean.
 type Policy struct {
-	Infected, SpamTest, Incomplete, Unscannable, Convicted Rule
-	MaxMessage                                             int64 // bytes; a larger message is unscannable
+	Infected, SpamTest, Incomplete, Unscannable, Convicted, Unchangeable Rule
+
+	MaxMessage int64 // bytes; a larger message is unscannable
 }
 
 // Verdict is what is done with a message, and why.
@@ -120,6 +121,18 @@ func DecideDeaths(p Policy, killed bool, deaths []string) Verdict {
 func TooLarge(p Policy, size int64) Verdict {
 	v := Verdict{Disposition: Release}
 	v.because(p.Unscannable, Reason{Rule: "unscannable", Text: fmt.Sprintf("%d bytes, more than limits.message (%d)", size, p.MaxMessage)})
+	return v
+}
+
+// Unchangeable is the verdict on a message that would have to be changed, or
+// delivered to some recipients only, and cannot without loss: what was wanted,
+// and the reason that it is not done.
+func Unchangeable(p Policy, wanted Verdict, why string) Verdict {
+	v := Verdict{Disposition: Release, Reasons: wanted.Reasons}
+	v.because(p.Unchangeable, Reason{Rule: "unchangeable", Text: why})
+	if v.Disposition == Release { // never delivered as it is
+		v.Disposition = Hold
+	}
 	return v
 }
 

@@ -21,17 +21,19 @@ import (
 
 func newCheck(g *global) *cobra.Command {
 	var smtp string
+	var sendTest bool
 	c := &cobra.Command{
 		Use: "check", Short: "Read configuration and machine: what is fine, what is not, what to do",
 		Long: "Read configuration and machine: what is fine, what is not, what to do. Changes\nnothing. Ends with 1 if something would stop mail or break a promise.\n\n" + exitHelp,
 		Args: arguments(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return runCheck(cmd.Context(), g, smtp) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runCheck(cmd.Context(), g, smtp, sendTest) },
 	}
 	c.Flags().StringVar(&smtp, "smtp", "127.0.0.1:25", "`HOST:PORT` of the listener that queues for Holdfast; empty: do not ask it")
+	c.Flags().BoolVar(&sendTest, "send-test", false, "Postfix: send a message of its own by each route, see that it is put on hold, and remove it")
 	return c
 }
 
-func runCheck(ctx context.Context, g *global, smtp string) error {
+func runCheck(ctx context.Context, g *global, smtp string, sendTest bool) error {
 	if _, port, err := net.SplitHostPort(smtp); smtp != "" && (err != nil || port == "") {
 		return failWith(exitUsage, "--smtp %s is no HOST:PORT", safe.Text(smtp))
 	}
@@ -48,6 +50,7 @@ func runCheck(ctx context.Context, g *global, smtp string) error {
 			}
 			return st.PID, err
 		},
+		Postconf: postconf, Postmap: postmap, Postsuper: postsuper, Sendmail: sendmailTest, SendTest: sendTest,
 	})
 	for _, f := range all {
 		if g.json {

@@ -330,6 +330,10 @@ func runQueueRetry(ctx context.Context, g *global, name string) error {
 		return err
 	}
 	inQueue, id := split(name)
+	held, err := holdsOf(c).End(inQueue, id)
+	if err != nil {
+		return err
+	}
 	n, err := control.Dial(c.Paths.Control).Retry(ctx, inQueue, id)
 	if errors.Is(err, control.ErrNoDaemon) {
 		n, err = returnAside(ctx, c, inQueue, id)
@@ -337,7 +341,7 @@ func runQueueRetry(ctx context.Context, g *global, name string) error {
 	if err != nil {
 		return err
 	}
-	if n > 0 {
+	if n += held; n > 0 {
 		return done(g, map[string]any{"id": id, "done": "will be taken again"}, "%s will be taken again", name)
 	}
 	row, err := whereabouts(ctx, c, name)

@@ -92,7 +92,7 @@ Day by day:
 	root.PersistentFlags().StringVarP(&g.config, "config", "c", defaultConfig, "configuration `FILE`")
 	root.PersistentFlags().StringVar(&g.socket, "socket", defaultSocket, "the daemon's control socket, `FILE`, which is asked for the configuration\nif the file cannot be used")
 	root.PersistentFlags().BoolVar(&g.json, "json", false, "print JSON, one object per line")
-	root.AddCommand(newRun(g), newSupervise(g), newCheck(g), newQueue(g), newQuarantine(g), newExplain(g),
+	root.AddCommand(newRun(g), newSupervise(g), newCheck(g), newQueue(g), newQuarantine(g), newExplain(g), newHold(g), newSetup(g),
 		newPause(g), newResume(g), newConfigExample(g))
 	addFaultCommands(root, g)
 	return root

@@ -221,6 +221,13 @@ func returnAside(ctx context.Context, c *conf.Config, inQueue, id string) (n int
 
 // heldRows tells, without a daemon, what is held.
 func heldRows(c *conf.Config, each func(queueName, id, why string)) error {
+	held, err := holdsOf(c).All()
+	if err != nil {
+		return err
+	}
+	for _, h := range held {
+		each(h.Queue, h.ID, h.Text())
+	}
 	if _, err := os.Stat(c.Paths.Ledger); err != nil {
 		return nil // Holdfast has never run here
 	}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -42,7 +43,7 @@ func TestScripts(t *testing.T) {
 			return os.WriteFile(filepath.Join(env.WorkDir, "c.yaml"), []byte(config), 0o600)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"samples": scriptSamples, "hostile": scriptHostile, "item": scriptItem, "up": scriptUp, "settled": scriptSettled, "signal": scriptSignal, "refused": scriptRefused, "reloaded": scriptReloaded,
+			"samples": scriptSamples, "hostile": scriptHostile, "item": scriptItem, "up": scriptUp, "settled": scriptSettled, "signal": scriptSignal, "refused": scriptRefused, "reloaded": scriptReloaded, "holds": scriptHolds,
 			"code": scriptCode, "newid": scriptNewID, "appears": scriptAppears, "matchsize": scriptMatchSize,
 		},
 	})
@@ -155,6 +156,17 @@ func scriptSignal(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	parent := regexp.MustCompile(`PPid:\t(\d+)`).FindSubmatch(stat)
 	ts.Check(ts.Exec("kill", "-"+args[0], string(parent[1])))
+}
+
+// holds ID WORD: waits until the daemon leaves a message alone for a reason
+// with that word.
+func scriptHolds(ts *testscript.TestScript, _ bool, args []string) {
+	until(ts, func() bool {
+		st, err := control.Dial(ts.MkAbs("state/control.sock")).Status(context.Background())
+		return err == nil && slices.ContainsFunc(st.Waiting, func(w control.Waiting) bool {
+			return w.ID == args[0] && strings.Contains(w.Why, args[1])
+		})
+	})
 }
 
 // refused waits until the daemon says that it refused to reload.

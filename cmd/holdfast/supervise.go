@@ -281,7 +281,7 @@ func (s *supervisor) build(ctx context.Context, p parts) error {
 	}
 	d := gateway.Deps{
 		Settings: s.settings(), Store: p.store, Ledger: p.ledger, Recorder: p.rec, History: hist,
-		Evidence: evidence.Dir{Root: c.Paths.Evidence}, Now: time.Now, Beat: func() { s.beaten.Store(time.Now().UnixNano()) },
+		Evidence: evidence.Dir{Root: c.Paths.Evidence}, Holds: holdsOf(c), Now: time.Now, Beat: func() { s.beaten.Store(time.Now().UnixNano()) },
 		Report: func(e gateway.Event) { logEvent(s.log, e) },
 		Canary: func(ctx context.Context) error { return supervisorCanary(ctx, c) },
 		Runner: &gateway.Workers{
@@ -379,7 +379,7 @@ func policy(c *conf.Config) scan.Policy {
 	return scan.Policy{
 		Infected: rule("infected", c.Policy.Infected), SpamTest: rule("spam_test", c.Policy.SpamTest),
 		Incomplete: rule("incomplete", c.Policy.Incomplete), Unscannable: rule("unscannable", c.Policy.Unscannable),
-		Convicted: rule("convicted", c.Policy.Convicted), MaxMessage: int64(c.Limits.Message),
+		Convicted: rule("convicted", c.Policy.Convicted), Unchangeable: rule("unchangeable", c.Policy.Unchangeable), MaxMessage: int64(c.Limits.Message),
 	}
 }
 

@@ -87,7 +87,7 @@ func look(ctx context.Context, c *conf.Config) (view, error) {
 }
 
 func heldRow(why string) queueRow {
-	return queueRow{State: stateHeld, Why: strings.TrimPrefix(why, "held: ")}
+	return queueRow{State: stateHeld, Why: strings.TrimPrefix(strings.TrimPrefix(why, "held: "), "held ")}
 }
 
 // blocked says why no mail is taken, "" if it is.

@@ -112,7 +112,7 @@ func (c *claim) Read(ctx context.Context) (queue.Envelope, error) {
 	}
 	c.env = c.file.envelope()
 	c.ident = queue.Identity{ID: c.entry.ID, T: c.env.Arrived.Unix(), Ino: c.stats.Control.Ino}
-	if c.decided, err = c.q.recognise(ctx, c.entry.ID, c.stats.Control.Ino); err != nil || c.decided != nil {
+	if c.decided, err = c.q.recognise(ctx, c.ident); err != nil || c.decided != nil {
 		return c.env, err
 	}
 	if c.re = c.q.chosenFor(c.ident); c.re != nil {

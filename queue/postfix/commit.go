@@ -37,11 +37,12 @@ type job struct {
 	kind    kind
 	item    string
 	plan    plan
-	made    []*durable.File
-	opened  bool // its row is in the journal
+	made    []*durable.File // per group; nil where nothing is released
+	opened  bool            // its row is in the journal
 	re      *reinjection
 	resumed bool // after a crash
 	decided bool
+	unsure  bool // whether it was decided: the journal's row stays
 	newIDs  []string
 	err     error
 }
@@ -53,12 +54,13 @@ type job struct {
 //	kept       item prepared; rename the queue file aside, compare, unlink
 //	           (decision); fsync hold; item visible.
 //	dropped    as kept, without an item.
-//	rewritten  new files, unnamed until whole, owned and complete, fsynced; named
-//	           as files in the making; fsync hold; journal; exchange with the
+//	rewritten  new files, unnamed, whole, owned and complete, fsynced; journal,
+//	           so that nothing has a name that the journal does not know; named
+//	           as files in the making; fsync hold; exchange with the
 //	           original's name (decision), or, if nobody gets it, rename that
 //	           aside; fsync hold; unlock; rename the files of the further
 //	           groups to incoming, then the one under the original's name; fsync
-//	           both; remove the original; items visible; fsync hold; row closed.
+//	           both; items visible; remove the original; fsync hold; row closed.
 //	reinjected items prepared; row with a nonce; copies by SMTP, which the
 //	           listener holds; row chooses them (decision); look at each copy;
 //	           remove the original; fsync hold; row settled; copies to incoming;
@@ -66,13 +68,15 @@ type job struct {
 //
 // A rename to incoming never overwrites: a name there has its own inode in it.
 func (q *Queue) Commit(ctx context.Context, plans []queue.Plan) []queue.Outcome {
+	q.finishOpen(ctx)
 	jobs := make([]*job, len(plans))
 	for i, p := range plans {
 		jobs[i] = q.newJob(p)
 	}
 	q.phase(jobs, func(j *job) error { return q.prepare(ctx, j) })
-	q.sync(jobs, rewritten, q.holdOf)
 	q.journal(jobs)
+	q.phase(jobs, q.nameFiles)
+	q.sync(jobs, rewritten, q.holdOf)
 	q.reinject(ctx, jobs)
 	if q.Release == ByPostsuper {
 		q.decidePostsuper(ctx, jobs)
@@ -92,11 +96,13 @@ func (q *Queue) Commit(ctx context.Context, plans []queue.Plan) []queue.Outcome 
 	q.publishCopies(ctx, jobs)
 	out := make([]queue.Outcome, len(jobs))
 	for i, j := range jobs {
-		if j.err != nil && !j.decided {
+		if j.err != nil && !j.decided && !j.unsure {
 			q.takeBack(ctx, j)
 		}
 		for _, f := range j.made {
-			f.Close()
+			if f != nil {
+				f.Close()
+			}
 		}
 		j.claim.Close()
 		out[i] = queue.Outcome{ID: j.entry.ID, NewIDs: j.newIDs, Err: j.err}
@@ -223,7 +229,8 @@ func (q *Queue) prepare(ctx context.Context, j *job) error {
 
 // prepareFiles makes the files and items of a plan of several groups.
 func (q *Queue) prepareFiles(ctx context.Context, j *job) error {
-	j.plan = plan{ID: j.entry.ID.Name, Orig: j.stats.Control.Ino, Groups: make([]group, len(j.groups))}
+	j.plan = plan{ID: j.entry.ID.Name, T: j.ident.T, Orig: j.stats.Control.Ino, Groups: make([]group, len(j.groups))}
+	j.made = make([]*durable.File, len(j.groups))
 	for i, g := range j.groups {
 		row := &j.plan.Groups[i]
 		row.Do = g.Disposition
@@ -234,7 +241,8 @@ func (q *Queue) prepareFiles(ctx context.Context, j *job) error {
 				return err
 			}
 		case queue.Release:
-			if err := q.prepareFile(ctx, j, g, row); err != nil {
+			var err error
+			if j.made[i], err = q.prepareFile(ctx, j, g, row); err != nil {
 				return err
 			}
 			if j.plan.Self == 0 {
@@ -248,10 +256,11 @@ func (q *Queue) prepareFiles(ctx context.Context, j *job) error {
 	return nil
 }
 
-func (q *Queue) prepareFile(ctx context.Context, j *job, g queue.Group, row *group) error {
+// prepareFile writes one group's file, without a name.
+func (q *Queue) prepareFile(ctx context.Context, j *job, g queue.Group, row *group) (*durable.File, error) {
 	text, err := edited(&contextReader{ctx, j.content()}, g.Edit)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var k keep
 	if g.Recipients != nil {
@@ -259,21 +268,20 @@ func (q *Queue) prepareFile(ctx context.Context, j *job, g queue.Group, row *gro
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(j.f.Fd()), &st); err != nil {
-		return &fs.PathError{Op: "fstat", Path: j.f.Name(), Err: err}
+		return nil, &fs.PathError{Op: "fstat", Path: j.f.Name(), Err: err}
 	}
 	f, ino, err := q.newFile(j.entry.ID.Name, int(st.Uid), int(st.Gid), func(w io.Writer, overwrite func([]byte) error) error {
 		return j.file.build(w, overwrite, text, k, time.Time{})
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	j.made = append(j.made, f)
 	if err := q.proofread(f, j, g); err != nil {
-		return err
+		f.Close()
+		return nil, err
 	}
-	row.Ino, row.New = ino, withInode(j.entry.ID.Name, ino)
-	row.Temp, err = q.nameFile(f, j.entry.ID.Name)
-	return err
+	row.Ino, row.New, row.Temp = ino, withInode(j.entry.ID.Name, ino), tempName()
+	return f, nil
 }
 
 // proofread reads what was written, before anybody else can: the queue manager
@@ -333,17 +341,21 @@ func (q *Queue) newFile(id string, uid, gid int, build func(io.Writer, func([]by
 	return f, st.Ino, nil
 }
 
-// nameFile gives a new file a name of the kind that Postfix uses for files in
-// the making, which all of its programs ignore.
-func (q *Queue) nameFile(f *durable.File, id string) (string, error) {
-	dir := q.in(holdDir, id)
-	for {
-		name := fmt.Sprintf("%d.%d", rand.IntN(1_000_000), os.Getpid())
-		err := q.FS.Link(f.OS(), filepath.Join(dir, name))
-		if !errors.Is(err, fs.ErrExist) {
-			return name, err
+// tempName is a name of the kind that Postfix uses for files in the making,
+// which all of its programs ignore.
+func tempName() string { return fmt.Sprintf("%d.%d", rand.IntN(1_000_000), os.Getpid()) }
+
+// nameFiles gives the new files of a plan the names that the journal has.
+func (q *Queue) nameFiles(j *job) error {
+	for i, f := range j.made {
+		if f == nil {
+			continue
+		}
+		if err := q.FS.Link(f.OS(), filepath.Join(q.in(holdDir, j.plan.ID), j.plan.Groups[i].Temp)); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 // prepareItem has the quarantine write one group's item, invisible yet. Its
@@ -425,11 +437,13 @@ func (q *Queue) decide(j *job) error {
 			return q.exchange(j, path)
 		}
 	}
-	aside := filepath.Join(filepath.Dir(path), fmt.Sprintf("%d.%d", rand.IntN(1_000_000), os.Getpid()))
-	if err := q.files.Remove(path, aside, j.stats.Control.Ino); err != nil {
+	err = q.files.Remove(path, asideOf(path), j.stats.Control.Ino)
+	q.tidyLater(path, j.stats.Control.Ino)
+	if err != nil {
 		return err
 	}
 	j.decided = true
+	q.markDecided(id)
 	if j.kind == kept {
 		j.newIDs[0] = j.item
 	}
@@ -510,6 +524,7 @@ func (q *Queue) exchange(j *job, path string) error {
 	if err := q.FS.Exchange(temp, path); err != nil {
 		return inode.Gone(err)
 	}
+	j.unsure = true // until it is seen what was swapped out
 	st, err := inode.Lstat(temp)
 	if err != nil {
 		return err
@@ -518,9 +533,11 @@ func (q *Queue) exchange(j *job, path string) error {
 		if err := q.FS.Exchange(temp, path); err != nil {
 			return fmt.Errorf("a foreign file was exchanged for %s and cannot go back: %w", path, err)
 		}
+		j.unsure = false
 		return fmt.Errorf("%s: %w: replaced by another file", path, queue.ErrGone)
 	}
 	j.decided = true
+	q.markDecided(j.plan.ID)
 	return nil
 }
 
@@ -553,25 +570,32 @@ func (q *Queue) publish(ctx context.Context, jobs []*job) {
 }
 
 // makeDir makes a missing sub-directory of a hashed queue, as Postfix does:
-// mode 0700, its owner's.
+// mode 0700, its owner's. It gets its name when it has its owner, since the
+// queue manager stops at a directory that it cannot read.
 func (q *Queue) makeDir(queueName, dir string) error {
 	base := filepath.Join(q.Dir, queueName)
 	if _, err := os.Lstat(dir); err == nil || dir == base {
+		return err
+	}
+	parent := filepath.Dir(dir)
+	if err := q.makeDir(queueName, parent); err != nil {
 		return err
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(base, &st); err != nil {
 		return &fs.PathError{Op: "stat", Path: base, Err: err}
 	}
-	if err := q.FS.MkdirAll(dir, 0o700); err != nil {
+	temp := dir + ".new" // with a dot: ignored, and found again after a crash
+	if err := q.FS.Mkdir(temp, complete); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	for ; dir != base; dir = filepath.Dir(dir) {
-		if err := q.FS.OwnDir(dir, int(st.Uid), int(st.Gid)); err != nil {
-			return err
-		}
+	if err := q.FS.OwnDir(temp, int(st.Uid), int(st.Gid)); err != nil {
+		return err
 	}
-	return nil
+	if err := q.FS.Rename(temp, dir); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return q.FS.FsyncDir(parent)
 }
 
 // moveOut renames the files of the groups to incoming, each under the name
@@ -594,7 +618,11 @@ func (q *Queue) moveOut(j *job) error {
 	if err := q.toIncoming(filepath.Join(dir, id), g); err != nil {
 		return err
 	}
-	// `postfix start` may have given it the name that matches its inode.
+	// `postfix start` may have given it the name that matches its inode, or be
+	// about to: its first step is a name with a suffix.
+	if st, err := inode.Lstat(q.path(holdDir, g.New) + "#"); err == nil && st.Ino == g.Ino {
+		return fmt.Errorf("%s: %w: Postfix is renaming it", g.New, queue.ErrBusy)
+	}
 	return q.toIncoming(q.path(holdDir, g.New), g)
 }
 
@@ -606,21 +634,23 @@ func (q *Queue) toIncoming(from string, g group) error {
 	return q.files.Move(from, to, g.Ino)
 }
 
-// finish removes the original, shows the items and closes the plan.
+// finish shows the items and removes the original. While that is there, the
+// plan is known to be decided and not finished.
 func (q *Queue) finish(ctx context.Context, j *job) error {
-	if first := j.plan.first(); first >= 0 {
-		q.files.Unlink(filepath.Join(q.in(holdDir, j.plan.ID), j.plan.Groups[first].Temp), j.plan.Orig)
-	}
 	for i, g := range j.plan.Groups {
 		switch g.Do {
 		case queue.Release:
 			j.newIDs[i] = g.New
+			q.noteRelease(g.New, g.Ino, j.plan.T)
 		case queue.Quarantine:
 			if err := q.Store.Commit(ctx, g.Item); err != nil {
 				return err
 			}
 			j.newIDs[i] = g.Item
 		}
+	}
+	if first := j.plan.first(); first >= 0 {
+		q.files.Unlink(filepath.Join(q.in(holdDir, j.plan.ID), j.plan.Groups[first].Temp), j.plan.Orig)
 	}
 	return nil
 }
@@ -639,7 +669,7 @@ func (q *Queue) takeBack(ctx context.Context, j *job) {
 		}
 	case reinjected:
 		if j.re != nil && j.re.State != reDoomed {
-			q.giveUp(ctx, j.re)
+			q.abandon(ctx, j.re, reVoid)
 		}
 	}
 }
@@ -671,42 +701,4 @@ func (q *Queue) resume(ctx context.Context, c *claim, p plan) *job {
 	q.sync([]*job{j}, rewritten, q.holdOf)
 	q.publish(ctx, []*job{j})
 	return j
-}
-
-// Sweep finishes, or undoes, what a crash left of a message that is no longer
-// on hold under its name: the journal says what was decided.
-func (q *Queue) Sweep(ctx context.Context, id queue.ID, _ queue.Stats) error {
-	if !validID(id.Name) {
-		return fmt.Errorf("%w: %.60q is no queue id", queue.ErrForeign, id.Name)
-	}
-	p, ok, err := q.planOf(id.Name, 0)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		if r := q.chosenFor(queue.Identity{ID: id}); r != nil {
-			gone := &claim{q: q, entry: queue.Entry{ID: id}, closed: true}
-			if err := q.resumeReinjection(ctx, gone, r).err; !errors.Is(err, queue.ErrGone) {
-				return err
-			}
-		}
-		return nil
-	}
-	decided, err := q.decidedWithout(p)
-	if err != nil {
-		return err
-	}
-	if !decided {
-		if err := q.undo(ctx, p); err != nil {
-			return err
-		}
-		q.settled(p.ID)
-		return nil
-	}
-	if p.first() < 0 {
-		q.settled(p.ID) // its items are still prepared: whoever sweeps them shows them, as uncertain
-		return nil
-	}
-	gone := &claim{q: q, entry: queue.Entry{ID: id}, closed: true}
-	return q.resume(ctx, gone, p).err
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -17,9 +18,12 @@ import (
 // decision, and enough to finish after it, or to undo before it.
 type plan struct {
 	ID     string  `json:"id"`   // on hold
+	T      int64   `json:"t"`    // of the message: its id and inodes come back
 	Orig   uint64  `json:"orig"` // inode that was read
 	Self   uint64  `json:"self"` // inode that takes its name at the decision; 0: the name goes
 	Groups []group `json:"groups"`
+
+	decided bool // in this life; after a crash the directory tells
 }
 
 // group is one group of recipients in a plan.
@@ -70,8 +74,9 @@ func (q *Queue) load() error {
 	return nil
 }
 
-// release is a message that left as it came. If it is on hold again, a person
-// put it there.
+// release is a message that we have released. If it is on hold again, a person
+// put it there. Ids of the short kind come back with their inode; the time does
+// not.
 type release struct {
 	Ino uint64 `json:"inode"`
 	T   int64  `json:"t"`
@@ -139,7 +144,7 @@ func (q *Queue) open(plans []plan) error {
 	return nil
 }
 
-// noteRelease remembers that a message left as it came.
+// noteRelease remembers a release.
 func (q *Queue) noteRelease(id string, ino uint64, t int64) {
 	text, err := json.Marshal(release{ino, t})
 	if err != nil {
@@ -190,9 +195,19 @@ func (q *Queue) wasReleased(id queue.Identity) bool {
 	return ok && r == release{id.Ino, id.T}
 }
 
-// planOf finds the open plan that a file on hold belongs to: by its name, or
-// by its inode, since `postfix start` may have renamed it to match that.
-func (q *Queue) planOf(id string, ino uint64) (plan, bool, error) {
+// markDecided remembers that an open plan was decided in this life.
+func (q *Queue) markDecided(id string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if p, ok := q.plans[id]; ok {
+		p.decided = true
+		q.plans[id] = p
+	}
+}
+
+// planOf finds the open plan that a file on hold may belong to: by its name,
+// or by the name that `postfix start` gives to it to match its inode.
+func (q *Queue) planOf(id string) (plan, bool, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if err := q.load(); err != nil {
@@ -202,7 +217,7 @@ func (q *Queue) planOf(id string, ino uint64) (plan, bool, error) {
 		return p, true, nil
 	}
 	for _, p := range q.plans {
-		if p.Self == ino && ino != 0 {
+		if first := p.first(); first >= 0 && p.Groups[first].New == id {
 			return p, true, nil
 		}
 	}
@@ -210,16 +225,27 @@ func (q *Queue) planOf(id string, ino uint64) (plan, bool, error) {
 }
 
 // recognise reads our own traces: a decided plan is returned; one that was
-// not decided is undone, and its message is as it was.
-func (q *Queue) recognise(ctx context.Context, id queue.ID, ino uint64) (*plan, error) {
-	p, ok, err := q.planOf(id.Name, ino)
+// not decided is undone, and its message is as it was. Names and inodes come
+// back, so that the time must be the plan's as well.
+func (q *Queue) recognise(ctx context.Context, who queue.Identity) (*plan, error) {
+	p, ok, err := q.planOf(who.ID.Name)
 	switch {
-	case err != nil || !ok:
+	case err != nil || !ok || p.T != who.T:
 		return nil, err
-	case p.Self == ino:
+	case p.Self == who.Ino && q.foreign(p):
+		// The crash came between an exchange with another's file and its way back.
+		if err := q.FS.Exchange(q.tempOf(p), q.path(holdDir, p.ID)); err != nil {
+			return nil, inode.Gone(err)
+		}
+		if err := q.undo(ctx, p); err != nil {
+			return nil, err
+		}
+		q.settled(p.ID)
+		return nil, fmt.Errorf("%s: %w: replaced by another file", who.ID, queue.ErrGone)
+	case p.Self == who.Ino:
 		return &p, nil
-	case p.Orig != ino:
-		return nil, nil // the name is another message's by now; see Sweep
+	case p.Orig != who.Ino || p.ID != who.ID.Name:
+		return nil, nil // the name is another message's by now; see finishOpen
 	}
 	if err := q.undo(ctx, p); err != nil {
 		return nil, err
@@ -228,13 +254,24 @@ func (q *Queue) recognise(ctx context.Context, id queue.ID, ino uint64) (*plan, 
 	return nil, nil
 }
 
+// tempOf is the prepared name whose file takes the original's name.
+func (q *Queue) tempOf(p plan) string {
+	return filepath.Join(q.in(holdDir, p.ID), p.Groups[p.first()].Temp)
+}
+
+// foreign says that what was swapped out is neither the original nor ours.
+func (q *Queue) foreign(p plan) bool {
+	st, err := inode.Lstat(q.tempOf(p))
+	return err == nil && st.Ino != p.Orig && st.Ino != p.Self
+}
+
 // undo removes what was prepared for a plan that was not decided.
 func (q *Queue) undo(ctx context.Context, p plan) error {
 	dir := q.in(holdDir, p.ID)
 	for _, g := range p.Groups {
 		switch {
 		case g.Temp != "":
-			q.files.Unlink(dir+"/"+g.Temp, g.Ino)
+			q.files.Unlink(filepath.Join(dir, g.Temp), g.Ino)
 		case g.Item != "":
 			if err := q.Store.Abort(ctx, g.Item); err != nil {
 				return err
@@ -242,26 +279,6 @@ func (q *Queue) undo(ctx context.Context, p plan) error {
 		}
 	}
 	return nil
-}
-
-// decidedWithout says what became of a plan whose message is no longer on hold
-// under its name: whether it was decided.
-func (q *Queue) decidedWithout(p plan) (bool, error) {
-	dir := q.in(holdDir, p.ID)
-	first := p.first()
-	if first < 0 {
-		// Decided by removing the name; without a crash of ours somebody else
-		// may have done it, and the items say that they are uncertain.
-		return true, nil
-	}
-	st, err := inode.Lstat(dir + "/" + p.Groups[first].Temp)
-	switch {
-	case errors.Is(err, queue.ErrGone):
-		return true, nil // exchanged, and the original removed
-	case err != nil:
-		return false, err
-	}
-	return st.Ino == p.Orig, nil // exchanged: the original lies under the prepared name
 }
 
 // first is the group whose file takes the original's name, -1 if none does.

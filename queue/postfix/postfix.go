@@ -92,7 +92,8 @@ type Queue struct {
 	later        map[string][]byte // rows to be written, or with nil removed, with the next Save
 	saved        time.Time
 	swept        time.Time
-	kept         int // rows of released that the last sweep left
+	kept         int     // rows of released that the last sweep left
+	untidy       []aside // files aside; of Commit only
 }
 
 // The queues of an instance that are touched.

@@ -55,6 +55,7 @@ const (
 	reOpen    state = "open"    // copies are being made; after a crash: void
 	reChosen  state = "chosen"  // decided: these copies instead of the original
 	reSettled state = "settled" // the original is gone, by us
+	reDone    state = "done"    // and the copies are released: mail like any other
 	reVoid    state = "void"    // given up: its copies are nobody's, the original stands
 	reDoomed  state = "doomed"  // given up, and the original is settled in another way
 )
@@ -62,9 +63,11 @@ const (
 const (
 	reinjectKey = "reinject "
 	reKept      = 24 * time.Hour // a row stays for copies that come late
-	heloPrefix  = "hf-"
-	heloSuffix  = ".holdfast.invalid"
-	nonceLength = 32
+	// All of a batch's dialogue: the loop waits for it, and must not seem stuck.
+	reinjectTime = 45 * time.Second
+	heloPrefix   = "hf-"
+	heloSuffix   = ".holdfast.invalid"
+	nonceLength  = 32
 )
 
 // helo is the EHLO name of one copy's transaction; the queue manager keeps it
@@ -155,16 +158,25 @@ func (j *job) rcptsOf(g queue.Group) []queue.Recipient {
 // the others' are not touched by that.
 func (q *Queue) reinject(ctx context.Context, jobs []*job) {
 	jobs = slices.DeleteFunc(slices.Clone(jobs), func(j *job) bool { return j.kind != reinjected })
+	if len(jobs) == 0 {
+		return
+	}
 	var s *session
+	var down error // the listener does not answer: the others need not wait for it, too
+	until := time.Now().Add(reinjectTime)
 	q.phase(jobs, func(j *job) (err error) {
-		if s == nil {
-			if s, err = dial(ctx, q.Listener); err != nil {
-				return err
-			}
+		if s == nil && down == nil {
+			s, down = dial(ctx, q.Listener, until)
+		}
+		if down != nil {
+			return down
 		}
 		if err = q.copies(ctx, s, j); err != nil {
 			s.close() // the next plan begins anew, whatever this one left on the line
 			s = nil
+			if broken(err) {
+				down = err
+			}
 		}
 		return err
 	})
@@ -332,7 +344,7 @@ func (q *Queue) settleOriginal(ctx context.Context, j *job) error {
 	for _, g := range r.Groups {
 		for _, c := range g.Copies {
 			if st, err := inode.Lstat(q.path(holdDir, c.ID)); !c.Out && (err != nil || st.Ino != c.Ino) {
-				q.giveUp(ctx, r)
+				q.abandon(ctx, r, reVoid)
 				return fmt.Errorf("%s: its copy %s is no longer on hold: it will be handed back again", r.ID, c.ID)
 			}
 		}
@@ -367,16 +379,14 @@ func (q *Queue) originalIsGone(ctx context.Context, j *job, aside string) error 
 		j.decided = true
 		return nil
 	}
-	for _, name := range []string{"deferred", incomingDir, "active", "corrupt"} {
+	for _, name := range elsewhere {
 		if st, err := inode.Lstat(q.path(name, r.ID)); err == nil && st.Ino == r.Ino {
-			q.doom(r)
-			q.dropCopies(r)
+			q.abandon(ctx, r, reDoomed)
 			return fmt.Errorf("%s was moved to %s by somebody else, who has it now: %w", r.ID, name, queue.ErrGone)
 		}
 	}
 	if !j.resumed {
-		q.doom(r)
-		q.dropCopies(r)
+		q.abandon(ctx, r, reDoomed)
 		return fmt.Errorf("%s was removed by somebody else: %w", r.ID, queue.ErrGone)
 	}
 	j.decided = true
@@ -384,20 +394,19 @@ func (q *Queue) originalIsGone(ctx context.Context, j *job, aside string) error 
 	return nil
 }
 
-// giveUp ends a plan whose original stands: its copies are nobody's.
-func (q *Queue) giveUp(ctx context.Context, r *reinjection) {
-	q.note(queue.ID{Queue: q.Config.Name, Dir: q.Dir, Name: r.ID}, "give up a re-injection", q.saveReinjections([]*reinjection{r}, reVoid))
+// Where a message is that has left hold without us.
+var elsewhere = []string{"deferred", incomingDir, "active", "maildrop", "corrupt"}
+
+// abandon ends a plan: its copies will never be released. Void: the original
+// stands. Doomed: somebody else has it.
+func (q *Queue) abandon(ctx context.Context, r *reinjection, s state) {
+	id := queue.ID{Queue: q.Config.Name, Dir: q.Dir, Name: r.ID}
+	q.note(id, "give up a re-injection", q.saveReinjections([]*reinjection{r}, s))
 	q.dropCopies(r)
 	for _, g := range r.Groups {
 		if g.Item != "" {
-			q.note(queue.ID{Queue: q.Config.Name, Dir: q.Dir, Name: r.ID}, "abort its quarantine item", q.Store.Abort(ctx, g.Item))
+			q.note(id, "abort its quarantine item", q.Store.Abort(ctx, g.Item))
 		}
-	}
-}
-
-func (q *Queue) doom(r *reinjection) {
-	if err := q.saveReinjections([]*reinjection{r}, reDoomed); err != nil {
-		q.Report(Event{What: "give up a re-injection", Err: err})
 	}
 }
 
@@ -562,6 +571,8 @@ func (q *Queue) copyOf(c *claim) (*reinjection, error) {
 		return nil, fmt.Errorf("%s: %w: a copy of %s that is being made", id, queue.ErrBusy, r.ID)
 	case chosen && (r.State == reChosen || r.State == reSettled):
 		return r, nil
+	case chosen && r.State == reDone:
+		return nil, nil // on hold once more: a person's doing
 	case r.State == reVoid && !q.originalExists(r):
 		q.Report(Event{ID: c.entry.ID, What: "possible duplicate: a copy of " + r.ID + " was left by a crash, and that is gone; the copy is scanned as new mail"})
 		return nil, nil
@@ -572,7 +583,7 @@ func (q *Queue) copyOf(c *claim) (*reinjection, error) {
 
 // originalExists says that the original is in one of Postfix's queues.
 func (q *Queue) originalExists(r *reinjection) bool {
-	for _, name := range []string{holdDir, "deferred", incomingDir, "active", "corrupt"} {
+	for _, name := range append([]string{holdDir}, elsewhere...) {
 		if st, err := inode.Lstat(q.path(name, r.ID)); err == nil && st.Ino == r.Ino {
 			return true
 		}
@@ -606,4 +617,19 @@ func (q *Queue) publishCopies(ctx context.Context, jobs []*job) {
 	}
 	q.sync(jobs, reinjected, dirs(incomingDir), dirs(holdDir))
 	q.phase(jobs, func(j *job) error { return q.showItems(ctx, j) })
+	q.phase(jobs, func(j *job) error { q.finished(j.re); return nil })
+}
+
+// finished notes, with the next Save, that there is nothing left to do.
+func (q *Queue) finished(r *reinjection) {
+	done := *r
+	done.State = reDone
+	text, err := json.Marshal(done)
+	if err != nil {
+		return // it stays settled, which only costs a look
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	r.State = reDone
+	q.later[reinjectKey+r.Nonce] = text
 }

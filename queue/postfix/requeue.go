@@ -25,27 +25,26 @@ type requeueNote struct {
 	Temp string `json:"temp"`
 	Ino  uint64 `json:"inode"`
 	ID   string `json:"id"` // queue id on release
+	T    int64  `json:"t"`  // its time of arrival
+	// Named says that the file has had its name: if that is missing now, the
+	// file has been published.
+	Named bool `json:"named"`
 }
 
 // Requeue puts a quarantine item back for delivery, for its recipients.
-// Order (CUSTODY 3): unnamed file in hold, whole, fsync; a name of the kind
-// that files in the making have; fsync; journal its inode; rename to incoming;
-// fsync both. A prepared file that is missing after the journal was written
-// has been published.
+// Order (CUSTODY 3): unnamed file in hold, whole, fsync; journal its inode and
+// the name that it is to get, of the kind that files in the making have; name;
+// fsync; journal that it has it; rename to incoming; fsync both.
 func (q *Queue) Requeue(ctx context.Context, it queue.Item) (string, error) {
-	var note requeueNote
-	if text := it.Journal(); text != nil {
-		if err := json.Unmarshal(text, &note); err != nil {
-			return "", fmt.Errorf("read the item's journal: %w", err)
+	note, err := q.noteOf(it)
+	if err == nil && !note.Named {
+		if note.Temp != "" { // an earlier try, that came to nothing
+			q.files.Unlink(filepath.Join(note.Dir, note.Temp), note.Ino)
 		}
-		if !validID(note.ID) || note.Temp == "" || filepath.Base(note.Temp) != note.Temp {
-			return "", fmt.Errorf("the item's journal names the queue id %.60q", note.ID)
-		}
-	} else {
-		var err error
-		if note, err = q.prepareRequeue(ctx, it); err != nil {
-			return "", fmt.Errorf("prepare release: %w", err)
-		}
+		note, err = q.prepareRequeue(ctx, it)
+	}
+	if err != nil {
+		return "", fmt.Errorf("prepare release: %w", err)
 	}
 	if err := q.toIncoming(filepath.Join(note.Dir, note.Temp), group{New: note.ID, Ino: note.Ino}); err != nil {
 		return "", fmt.Errorf("release as %s: %w", note.ID, err)
@@ -55,7 +54,26 @@ func (q *Queue) Requeue(ctx context.Context, it queue.Item) (string, error) {
 			return "", err
 		}
 	}
+	q.noteRelease(note.ID, note.Ino, note.T)
 	return note.ID, nil
+}
+
+// noteOf reads the item's journal: what an earlier try has prepared.
+func (q *Queue) noteOf(it queue.Item) (note requeueNote, err error) {
+	q.mu.Lock()
+	err = q.load()
+	q.mu.Unlock()
+	text := it.Journal()
+	if err != nil || text == nil {
+		return note, err
+	}
+	if err := json.Unmarshal(text, &note); err != nil {
+		return note, fmt.Errorf("read the item's journal: %w", err)
+	}
+	if !validID(note.ID) || note.Temp == "" || filepath.Base(note.Temp) != note.Temp || note.Dir != q.in(holdDir, note.ID) {
+		return note, fmt.Errorf("the item's journal names the queue id %.60q", note.ID)
+	}
+	return note, nil
 }
 
 func (q *Queue) prepareRequeue(ctx context.Context, it queue.Item) (note requeueNote, err error) {
@@ -83,28 +101,34 @@ func (q *Queue) prepareRequeue(ctx context.Context, it queue.Item) (note requeue
 	}
 	text := &contextReader{ctx, io.NewSectionReader(message, 0, 1<<62)}
 	// A new life in the queue: with its old age it could bounce at the first delay.
+	now := time.Now()
 	f, ino, err := q.newFile(id, uid, gid, func(w io.Writer, overwrite func([]byte) error) error {
-		return old.build(w, overwrite, text, nil, time.Now())
+		return old.build(w, overwrite, text, nil, now)
 	})
 	if err != nil {
 		return note, err
 	}
 	defer f.Close()
-	if note.Temp, err = q.nameFile(f, id); err != nil {
+	note.Temp, note.Ino, note.ID, note.T = tempName(), ino, withInode(id, ino), now.Unix()
+	if err := setNote(it, note); err != nil {
 		return note, err
 	}
-	note.Ino, note.ID = ino, withInode(id, ino)
+	if err := q.FS.Link(f.OS(), filepath.Join(note.Dir, note.Temp)); err != nil {
+		return note, err
+	}
 	if err := q.FS.FsyncDir(note.Dir); err != nil {
-		q.files.Unlink(filepath.Join(note.Dir, note.Temp), ino)
 		return note, err
 	}
-	journal, err := json.Marshal(note)
+	note.Named = true
+	return note, setNote(it, note)
+}
+
+func setNote(it queue.Item, note requeueNote) error {
+	text, err := json.Marshal(note)
 	if err != nil {
-		return note, err
+		return err
 	}
-	// A journal that could not be written may be there all the same: the name
-	// stays, for it takes a missing one for a published one.
-	return note, it.SetJournal(journal)
+	return it.SetJournal(text)
 }
 
 // mailOwner is who owns queue files: the owner of the hold directory, with

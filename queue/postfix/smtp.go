@@ -17,13 +17,13 @@ import (
 // Deadlines of one exchange with the listener, which is on this machine.
 const (
 	connectTime = 10 * time.Second
-	replyTime   = time.Minute
-	dataTime    = 5 * time.Minute // for all of the content, and the reply to it
+	replyTime   = 20 * time.Second
 )
 
 // session is one connection to the listener (RFC 5321).
 type session struct {
 	conn  net.Conn
+	until time.Time // the end of all that is said
 	text  *textproto.Conn
 	offer map[string]string // extensions of the last EHLO, by name
 }
@@ -38,14 +38,14 @@ type letter struct {
 	text    io.Reader
 }
 
-func dial(ctx context.Context, address string) (*session, error) {
-	d := net.Dialer{Timeout: connectTime}
+func dial(ctx context.Context, address string, until time.Time) (*session, error) {
+	d := net.Dialer{Timeout: connectTime, Deadline: until}
 	conn, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("connect to Postfix's listener for changed mail: %w", err)
 	}
-	s := &session{conn: conn, text: textproto.NewConn(conn)}
-	if err := s.deadline(replyTime); err == nil {
+	s := &session{conn: conn, until: until, text: textproto.NewConn(conn)}
+	if err = s.deadline(replyTime); err == nil {
 		_, _, err = s.text.ReadResponse(220)
 	}
 	if err != nil {
@@ -65,7 +65,20 @@ func (s *session) end() {
 	s.close()
 }
 
-func (s *session) deadline(d time.Duration) error { return s.conn.SetDeadline(time.Now().Add(d)) }
+func (s *session) deadline(d time.Duration) error {
+	at := time.Now().Add(d)
+	if at.After(s.until) {
+		at = s.until
+	}
+	return s.conn.SetDeadline(at)
+}
+
+// broken says that a failure is the connection's: the next message would fare
+// no better.
+func broken(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
 
 // command sends one line and demands a reply of the given class or code.
 func (s *session) command(expect int, format string, args ...any) (string, error) {
@@ -137,7 +150,7 @@ func (s *session) send(l letter) (id string, err error) {
 	if _, err := s.command(354, "DATA"); err != nil {
 		return "", err
 	}
-	if err := s.deadline(dataTime); err != nil {
+	if err := s.deadline(time.Until(s.until)); err != nil { // for the content, and the reply to it
 		return "", err
 	}
 	w := s.text.DotWriter()

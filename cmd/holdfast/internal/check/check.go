@@ -45,6 +45,13 @@ type Host struct {
 	UID     int                                               // who Holdfast would run as
 	Sandbox func(context.Context) (lacks []string, err error) // what workers could not be kept from
 	Daemon  func(context.Context) (pid int, err error)        // the running daemon, 0 if none
+
+	// Postfix's own commands, with the configuration directory they read.
+	Postconf  func(ctx context.Context, config string, args ...string) (lines []string, err error)
+	Postmap   func(ctx context.Context, config, key, table string) (answer string, err error)
+	Postsuper func(ctx context.Context, config string, args ...string) error
+	Sendmail  func(ctx context.Context, config, message string) (mark string, err error)
+	SendTest  bool // send messages of our own through each route, and remove them
 }
 
 type checker struct {
@@ -57,14 +64,20 @@ type checker struct {
 func Run(ctx context.Context, c *conf.Config, h Host) []Finding {
 	k := &checker{Host: h, conf: c}
 	for i := range c.Queues {
-		k.queue(&c.Queues[i])
+		if q := &c.Queues[i]; q.Type == conf.Postfix {
+			k.postfix(ctx, q)
+		} else {
+			k.queue(q)
+		}
 	}
 	k.state()
 	k.notify()
 	k.rights()
 	k.worker(ctx)
 	k.daemon(ctx)
-	k.waysAround(ctx)
+	if slices.ContainsFunc(c.Queues, func(q conf.Queue) bool { return q.Type == conf.Sendmail }) {
+		k.waysAround(ctx)
+	}
 	return k.out
 }
 
@@ -233,8 +246,11 @@ func (k *checker) notify() {
 // rights checks whether we can act on the MTA's files.
 func (k *checker) rights() {
 	if k.UID == 0 {
-		k.say(OK, "rights", "", "runs as root, which sendmail's queues need; workers run as %s", k.conf.User)
+		k.say(OK, "rights", "", "runs as root, of whose capabilities it needs DAC_OVERRIDE, CHOWN, FOWNER, SETUID, SETGID and KILL; workers run as %s", k.conf.User)
 		return
+	}
+	if !slices.ContainsFunc(k.conf.Queues, func(q conf.Queue) bool { return q.Type == conf.Sendmail }) {
+		return // Postfix's queues can have another owner: see postfixDirs
 	}
 	k.say(Warning, "rights", "start Holdfast as root", "runs as uid %d: workers get the same uid, and only queues whose files belong to it can be served", k.UID)
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"holdfast/cmd/holdfast/internal/control"
 	"holdfast/poison"
@@ -14,9 +13,6 @@ import (
 	"holdfast/queue"
 	"holdfast/scan"
 )
-
-// forGood is how long a message is held that waits for a person.
-const forGood = 100 * 365 * 24 * time.Hour
 
 // heldWhy says for people why policy holds a message.
 func heldWhy(v scan.Verdict) string {
@@ -68,8 +64,8 @@ func (g *Gateway) settle(ctx context.Context, o control.Order) error {
 	}}
 	before := g.doneCount()
 	g.commit(ctx, []*message{m})
-	if why, failed := g.backoff.last(held.ID); failed {
-		return errors.New(why)
+	if why, _ := g.backoff.last(held.ID); g.backoff.held(held.ID, g.Now()) {
+		return fmt.Errorf("it stays in the queue: %s", why)
 	}
 	if g.doneCount() == before {
 		return fmt.Errorf("%s: %w", held.ID, queue.ErrGone)
@@ -85,7 +81,7 @@ func (g *Gateway) heldBy(o control.Order) (waiting, error) {
 	now := g.Now()
 	var found []waiting
 	for _, w := range g.backoff.waiting(now) {
-		if w.ID.Name == o.ID && (o.Queue == "" || w.ID.Queue == o.Queue) && w.Until.Sub(now) > forGood/2 {
+		if w.ID.Name == o.ID && (o.Queue == "" || w.ID.Queue == o.Queue) && w.Until.Sub(now) > forever/2 {
 			found = append(found, w)
 		}
 	}
@@ -107,6 +103,10 @@ func (g *Gateway) claimHeld(ctx context.Context, id queue.ID) (*message, error) 
 	c, err := q.Lock(ctx, queue.Entry{ID: id})
 	if err != nil {
 		return nil, err
+	}
+	if g.lookAtHolds(); g.heldByHand(c) {
+		c.Close()
+		return nil, fmt.Errorf("%s: a person keeps it there, and holdfast queue retry ends that", id)
 	}
 	st := c.Stats()
 	m := &message{key: poison.Key(id.Key()), queue: q, claim: c, began: g.Now(), size: st.Control.Size + st.Data.Size}

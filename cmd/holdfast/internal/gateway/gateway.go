@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"holdfast/cmd/holdfast/internal/control"
+	"holdfast/cmd/holdfast/internal/holds"
 	"holdfast/poison"
 	"holdfast/poison/evidence"
 	"holdfast/poison/ledger"
@@ -88,6 +89,7 @@ type Deps struct {
 	Outbox   *outbox.Box // nil: nobody wants to be told
 	Deliver  func()      // something in the outbox is ready
 	Evidence evidence.Dir
+	Holds    holds.Dir // what a person keeps in the queue
 	Runner   Runner
 	Report   func(Event)
 	Beat     func() // called by the loop at least once per second while it is well
@@ -115,10 +117,14 @@ type Gateway struct {
 	paused   bool
 	lowSpace string
 	stopping bool
-	turn     int // which queue is next
-	changes  int // counts messages that were let go of
-	total    int // messages seen so far, for progress
-	alarmed  map[string]int
+	holds    map[string]holds.Hold // by the message's key
+	holdsAt  time.Time             // change of their directory that was read
+	// holdsUnread says why the holds cannot be read: no mail is taken.
+	holdsUnread string
+	turn        int // which queue is next
+	changes     int // counts messages that were let go of
+	total       int // messages seen so far, for progress
+	alarmed     map[string]int
 
 	results chan runResult
 	listed  chan listed
@@ -231,7 +237,7 @@ func (g *Gateway) Retry(ctx context.Context, queueName, name string) (int, error
 func (g *Gateway) status(now time.Time) control.Status {
 	st := control.Status{Paused: g.paused, Breaker: g.breaker, Counts: map[string]int64{}, Skipped: map[string]int{}}
 	if st.Breaker == "" {
-		st.Breaker = g.lowSpace
+		st.Breaker = g.lowSpace + g.holdsUnread
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

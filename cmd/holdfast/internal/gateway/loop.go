@@ -39,6 +39,7 @@ func (g *Gateway) Run(ctx context.Context) (Summary, error) {
 // look reads what may stop claiming: the pause file, the disks, the clock.
 func (g *Gateway) look(ctx context.Context) {
 	g.lookAtPause()
+	g.lookAtHolds()
 	g.lookAtSpace()
 	if ctx.Err() != nil && !g.stopping {
 		g.stopping = true
@@ -56,7 +57,7 @@ func (g *Gateway) look(ctx context.Context) {
 
 // claim fills the lanes: lock, record durably, only then read.
 func (g *Gateway) claim(ctx, listing context.Context) error {
-	for !g.stopping && !g.paused && g.breaker == "" && g.lowSpace == "" && g.hungry() {
+	for !g.stopping && !g.paused && g.breaker == "" && g.lowSpace == "" && g.holdsUnread == "" && g.hungry() {
 		batch := g.lock(ctx, listing)
 		if len(batch) == 0 {
 			return nil
@@ -93,6 +94,10 @@ func (g *Gateway) lock(ctx, listing context.Context) []*message {
 			c, err := p.q.Lock(ctx, e)
 			if err != nil {
 				g.cannot(e.ID, "lock", err)
+				continue
+			}
+			if g.heldByHand(c) {
+				c.Close()
 				continue
 			}
 			m := &message{key: poison.Key(e.ID.Key()), queue: p.q, claim: c, began: g.Now()}
@@ -228,7 +233,7 @@ func (g *Gateway) over(ctx context.Context) bool {
 	if !g.Settings.Drain || len(g.messages) > 0 || len(g.running) > 0 {
 		return false
 	}
-	if g.paused || g.breaker != "" || g.lowSpace != "" {
+	if g.paused || g.breaker != "" || g.lowSpace != "" || g.holdsUnread != "" {
 		return true // nothing is claimable, and waiting is not draining
 	}
 	for _, p := range g.pickers {
@@ -288,7 +293,12 @@ func (g *Gateway) decide(ctx context.Context, passed []*message) {
 // Messages of one batch share each phase.
 func (g *Gateway) commit(ctx context.Context, ms []*message) {
 	byQueue := map[queue.Queue][]*message{}
+	g.lookAtHolds()
 	for _, m := range ms {
+		if g.heldByHand(m.claim) {
+			g.drop(m)
+			continue
+		}
 		if g.Settings.DryRun || m.verdict.Disposition == scan.Hold && !g.Settings.Monitor {
 			g.leave(m)
 			continue
@@ -332,6 +342,9 @@ func (g *Gateway) settled(ctx context.Context, m *message, out queue.Outcome, no
 		g.Report(Event{Name: EventGone, ID: m.id(), Err: out.Err})
 		g.backoff.forget(m.id())
 		g.drop(m)
+		return
+	case errors.Is(out.Err, queue.ErrUnchangeable):
+		g.unchangeable(ctx, m, out.Err)
 		return
 	case out.Err != nil:
 		g.cannot(m.id(), "commit", out.Err)

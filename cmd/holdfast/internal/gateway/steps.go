@@ -215,7 +215,7 @@ func (g *Gateway) drop(m *message) {
 
 // leave keeps a message in the inbound queue: held by policy, or a dry run.
 func (g *Gateway) leave(m *message) {
-	until := g.Now().Add(forGood)
+	until := g.Now().Add(forever)
 	why := heldWhy(m.verdict)
 	if g.Settings.DryRun {
 		why = "dry run"
@@ -438,7 +438,7 @@ func (g *Gateway) lastResult(ctx context.Context, rr runResult) {
 
 func (g *Gateway) summary(start time.Time) Summary {
 	now := g.Now()
-	s := Summary{Counts: map[string]int64{}, Took: now.Sub(start), Blocked: g.breaker + g.lowSpace}
+	s := Summary{Counts: map[string]int64{}, Took: now.Sub(start), Blocked: g.breaker + g.lowSpace + g.holdsUnread}
 	if g.paused {
 		s.Blocked = "paused"
 	}
