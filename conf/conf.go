@@ -106,8 +106,13 @@ func Parse(files []Source) (*Config, error) {
 	if err := d.report(); err != nil {
 		return nil, err
 	}
+	d.conf.sources = files
 	return d.conf, nil
 }
+
+// Sources returns the files that the configuration was read from: the same
+// configuration can be made of them by Parse.
+func (c *Config) Sources() []Source { return slices.Clone(c.sources) }
 
 // Pos says where a key is set, as file:line, or "default". Keys are written
 // as policy.infected and queues.NAME.in.

@@ -81,7 +81,8 @@ type Config struct {
 	// it is alive, when one turn of it takes longer.
 	Watchdog time.Duration `key:"watchdog" default:"1m" min:"1s" max:"1h"`
 
-	places map[string]place // dotted path of each key that a file sets
+	places  map[string]place // dotted path of each key that a file sets
+	sources []Source
 }
 
 // Queue is one queue of an MTA.

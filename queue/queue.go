@@ -194,6 +194,27 @@ type Outcome struct {
 type Listing struct {
 	Messages int            // yielded
 	Skipped  map[string]int // why: count, for example "hf", "Qf", "orphan df"
+	Left     []Left         // the first MaxLeft of those that are counted in Skipped
+}
+
+// Left is one file that a listing leaves alone.
+type Left struct {
+	ID   ID
+	File string // its path
+	Why  string
+	Do   string // what a person can do about it, "" if there is no advice
+}
+
+// MaxLeft bounds the names that a Listing holds: a directory may be full of
+// what is not ours.
+const MaxLeft = 1000
+
+// Skip counts a file that is left alone, and names it.
+func (l *Listing) Skip(f Left) {
+	l.Skipped[f.Why]++
+	if len(l.Left) < MaxLeft {
+		l.Left = append(l.Left, f)
+	}
 }
 
 // Queue is one configured queue of an MTA. queuetest.Run is its contract.

@@ -3,19 +3,26 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"holdfast/cmd/holdfast/internal/safe"
+	"holdfast/conf"
 	"holdfast/queue/history"
+	"holdfast/queue/quarantine"
 )
 
 func newExplain(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use: "explain ID", Short: "Tell what was done with a message, and why",
-		Long: "Tell what was done with a message, and why. ID is its queue id before or after, its\nMessage-ID, or the name of its quarantine item.\n\n" + exitHelp,
+		Long: `Tell what was done with a message, and why; of one that still waits in an inbound
+queue, what it waits for. ID is its queue id before or after, its Message-ID, or the
+name of its quarantine item.
+
+` + exitHelp,
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error { return runExplain(cmd.Context(), g, args[0]) },
 	}
@@ -24,52 +31,115 @@ func newExplain(g *global) *cobra.Command {
 const maxExplained = 100
 
 func runExplain(ctx context.Context, g *global, id string) error {
-	c, err := g.load()
+	c, err := g.current(ctx)
 	if err != nil {
 		return err
 	}
-	res, err := history.Find(ctx, c.Paths.History, id, maxExplained)
+	res, err := trail(ctx, c, id)
 	if err != nil {
 		return err
 	}
 	if res.Damaged > 0 {
 		fmt.Fprintf(g.err, "holdfast: %d damaged lines of the history were passed over\n", res.Damaged)
 	}
-	if len(res.Records) == 0 {
-		states, err := messageStates(ctx, c)
-		if err != nil {
-			return err
-		}
-		for key, s := range states {
-			if strings.HasSuffix(key, "\x00"+id) {
-				fmt.Fprintf(g.out, "%s is still in the inbound queue: %s: %s\n", safe.Text(id), s.State, safe.Text(s.Why))
-				return nil
-			}
-		}
+	rows, err := nowWaiting(ctx, c, id)
+	if err != nil {
+		fmt.Fprintf(g.err, "holdfast: whether it waits is not known: %s\n", safe.Text(err.Error()))
+	}
+	if len(res.Records)+len(rows) == 0 {
 		return failWith(exitNotFound, "nothing is known of %s; holdfast queue list shows what waits", safe.Text(id))
 	}
+	for i, r := range rows {
+		if err := explainRow(g, r, i > 0); err != nil {
+			return err
+		}
+	}
 	for i, r := range res.Records {
-		if g.json {
-			if err := safe.WriteJSON(g.out, r); err != nil {
-				return err
-			}
-			continue
+		if err := explainOne(g, r, i+len(rows) > 0); err != nil {
+			return err
 		}
-		if i > 0 {
-			fmt.Fprintln(g.out)
-		}
-		explainOne(g, r)
 	}
 	return nil
 }
 
-func explainOne(g *global, r history.Record) {
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(g.out, "%-12s%s\n", name, safe.Text(fmt.Sprintf(format, args...)))
+// trail returns the records about a message, also those that know it only
+// by its quarantine item.
+func trail(ctx context.Context, c *conf.Config, id string) (history.Result, error) {
+	res, err := history.Find(ctx, c.Paths.History, id, maxExplained)
+	if err != nil {
+		return res, err
 	}
-	line("message", "%s in queue %s (%s)", r.ID, r.Queue, r.Dir)
-	line("when", "%s", r.Time.Local().Format(time.DateTime))
-	line("verdict", "%s", r.Verdict)
+	names := []string{id}
+	for _, r := range res.Records {
+		for _, name := range append([]string{r.Item}, r.NewIDs...) {
+			if quarantine.IsName(name) && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	if len(names) == 1 {
+		return res, nil
+	}
+	return history.FindAny(ctx, c.Paths.History, names, maxExplained)
+}
+
+// nowWaiting is what the inbound queues have under that id, and for what it
+// waits.
+func nowWaiting(ctx context.Context, c *conf.Config, id string) ([]queueRow, error) {
+	if quarantine.IsName(id) || strings.ContainsAny(id, "@/") {
+		return nil, nil
+	}
+	v, err := look(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := find(ctx, c, v, id)
+	for i := range rows {
+		switch r := &rows[i]; r.State {
+		case stateWaiting:
+			r.Why = v.blocked()
+		case stateHeld:
+			r.Do = "holdfast queue release " + id + " lets it go as it is, holdfast queue retry " + id + " has it scanned again"
+		}
+	}
+	return rows, err
+}
+
+// line prints a named line; without a value it prints nothing.
+func (g *global) line(name, format string, args ...any) {
+	text := safe.Text(fmt.Sprintf(format, args...))
+	if strings.TrimSpace(text) != "" {
+		fmt.Fprintf(g.out, "%-12s%s\n", name, text)
+	}
+}
+
+func explainRow(g *global, r queueRow, apart bool) error {
+	if g.json {
+		return safe.WriteJSON(g.out, r)
+	}
+	if apart {
+		fmt.Fprintln(g.out)
+	}
+	g.line("message", "%s in queue %s (%s)", r.ID, r.Queue, r.Dir)
+	g.line("now", "%s", r.text())
+	g.line("since", "%s", r.Since.Local().Format(time.DateTime))
+	g.line("size", "%d bytes", r.Size)
+	g.line("to do", "%s", r.Do)
+	return nil
+}
+
+func explainOne(g *global, r history.Record, apart bool) error {
+	if g.json {
+		return safe.WriteJSON(g.out, r)
+	}
+	if apart {
+		fmt.Fprintln(g.out)
+	}
+	g.line("message", "%s in queue %s (%s)", r.ID, r.Queue, r.Dir)
+	g.line("when", "%s", r.Time.Local().Format(time.DateTime))
+	g.line("verdict", "%s", r.Verdict)
+	g.line("item", "%s", r.Item)
+	g.line("by", "%s", r.By)
 	for _, why := range r.Reasons {
 		text := why.Rule + ": " + why.Text
 		if why.Part != "" {
@@ -78,26 +148,34 @@ func explainOne(g *global, r history.Record) {
 		if why.Source != "" {
 			text += ", by " + why.Source
 		}
-		line("why", "%s", text)
+		g.line("why", "%s", text)
 	}
 	if len(r.Reasons) == 0 && r.Verdict == "release" {
-		line("why", "nothing was found")
+		g.line("why", "nothing was found")
 	}
-	if r.Note != "" {
-		line("note", "%s", r.Note)
-	}
-	if len(r.NewIDs) > 0 {
-		line("became", "%s", strings.Join(r.NewIDs, ", "))
-	}
-	line("from", "<%s>", r.From)
-	line("to", "%s", strings.Join(r.Addresses, ", "))
+	g.line("note", "%s", r.Note)
+	g.line("became", "%s", became(r.NewIDs))
+	g.line("from", "<%s>", r.From)
+	g.line("to", "%s", strings.Join(r.Addresses, ", "))
 	if more := r.Recipients - len(r.Addresses); more > 0 {
-		line("", "and %d more", more)
+		g.line("", "and %d more", more)
 	}
-	line("message-id", "%s", r.MessageID)
-	line("client", "%s", r.ClientAddr)
-	line("size", "%d bytes", r.Size)
+	g.line("message-id", "%s", r.MessageID)
+	g.line("client", "%s", r.ClientAddr)
+	g.line("size", "%d bytes", r.Size)
 	for _, st := range r.Stages {
-		line("stage", "%s took %s", st.Name, st.Duration.Round(time.Microsecond))
+		g.line("stage", "%s took %s", st.Name, st.Duration.Round(time.Microsecond))
 	}
+	return nil
+}
+
+func became(ids []string) string {
+	var out []string
+	for _, id := range ids {
+		if quarantine.IsName(id) {
+			id = "quarantine item " + id
+		}
+		out = append(out, id)
+	}
+	return strings.Join(out, ", ")
 }

@@ -32,7 +32,7 @@ settled yet: then the command ends with 3, and holdfast explain ID tells.
 		Args: arguments(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return runHoldList(g)
+				return runHoldList(cmd.Context(), g)
 			}
 			return runHold(cmd.Context(), g, args[0], why)
 		},
@@ -42,7 +42,7 @@ settled yet: then the command ends with 3, and holdfast explain ID tells.
 }
 
 func runHold(ctx context.Context, g *global, name, why string) error {
-	c, err := g.load()
+	c, err := g.current(ctx)
 	if err != nil {
 		return err
 	}
@@ -91,8 +91,8 @@ func inWork(ctx context.Context, c *conf.Config, h holds.Hold) error {
 	return nil
 }
 
-func runHoldList(g *global) error {
-	c, err := g.load()
+func runHoldList(ctx context.Context, g *global) error {
+	c, err := g.current(ctx)
 	if err != nil {
 		return err
 	}

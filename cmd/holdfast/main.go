@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strings"
@@ -77,18 +78,32 @@ func execute(ctx context.Context, args []string, s streams) int {
 	var coded *exitError
 	var wrong conf.Errors
 	switch {
-	case errors.As(err, &wrong):
-		fmt.Fprintln(s.err, strings.TrimRight(wrong.Format(), "\n"))
-		return exitUsage
-	case errors.As(err, &coded):
-		if text := coded.Error(); text != "" {
-			fmt.Fprintf(s.err, "holdfast: %s\n", safe.Text(text))
-		}
-		return coded.code
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		fmt.Fprintln(s.err, "holdfast: interrupted")
 		return exitInterrupts
+	case errors.As(err, &wrong):
+		complain(s.err, err)
+		return exitUsage
 	}
-	fmt.Fprintf(s.err, "holdfast: %s\n", safe.Text(err.Error()))
+	complain(s.err, err)
+	if errors.As(err, &coded) {
+		return coded.code
+	}
 	return exitFailed
+}
+
+// complain prints an error; mistakes in a configuration with their lines.
+func complain(w io.Writer, err error) {
+	var wrong conf.Errors
+	if errors.As(err, &wrong) {
+		fmt.Fprintln(w, strings.TrimRight(wrong.Format(), "\n"))
+		return
+	}
+	text := err.Error()
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+		text += " (run it as root)"
+	}
+	if text != "" {
+		fmt.Fprintf(w, "holdfast: %s\n", safe.Text(text))
+	}
 }

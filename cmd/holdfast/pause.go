@@ -36,23 +36,23 @@ func newPause(g *global) *cobra.Command {
 }
 
 func runPause(ctx context.Context, g *global) error {
-	c, err := g.load()
+	c, err := g.current(ctx)
 	if err != nil {
 		return err
 	}
 	path := pauseFile(c)
-	if _, err := os.Lstat(path); err == nil {
-		fmt.Fprintln(g.out, "already paused")
-		return nil
+	if before := readPause(c); before != nil {
+		return done(g, pauseAnswer{Paused: true, By: before.By, At: &before.At}, "already paused, by %s since %s", before.By, before.At.Local().Format(time.DateTime))
 	}
-	text, err := json.Marshal(pauseNote{By: who(), At: time.Now().UTC()})
+	note := pauseNote{By: who(), At: time.Now().UTC()}
+	text, err := json.Marshal(note)
 	if err != nil {
 		return fmt.Errorf("encode pause note: %w", err)
 	}
 	if err := os.WriteFile(path, append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("pause: %w", err)
 	}
-	return tell(ctx, g, c, "paused: no more mail is taken until holdfast resume")
+	return tell(ctx, g, c, pauseAnswer{Paused: true, By: note.By, At: &note.At, Changed: true}, "paused: no more mail is taken until holdfast resume")
 }
 
 func newResume(g *global) *cobra.Command {
@@ -64,23 +64,31 @@ func newResume(g *global) *cobra.Command {
 }
 
 func runResume(ctx context.Context, g *global) error {
-	c, err := g.load()
+	c, err := g.current(ctx)
 	if err != nil {
 		return err
 	}
 	err = os.Remove(pauseFile(c))
 	if errors.Is(err, fs.ErrNotExist) {
-		fmt.Fprintln(g.out, "not paused")
-		return nil
+		return done(g, pauseAnswer{}, "not paused")
 	}
 	if err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
-	return tell(ctx, g, c, "resumed")
+	return tell(ctx, g, c, pauseAnswer{Changed: true}, "resumed")
+}
+
+// pauseAnswer is what pause and resume say as JSON.
+type pauseAnswer struct {
+	Paused  bool       `json:"paused"`
+	Changed bool       `json:"changed"`
+	By      string     `json:"by,omitempty"`
+	At      *time.Time `json:"at,omitempty"`
+	Told    bool       `json:"daemon_told"`
 }
 
 // tell wakes the daemon, if one runs, and says what was done.
-func tell(ctx context.Context, g *global, c *conf.Config, what string) error {
+func tell(ctx context.Context, g *global, c *conf.Config, answer pauseAnswer, what string) error {
 	err := control.Dial(c.Paths.Control).Wake(ctx)
 	switch {
 	case errors.Is(err, control.ErrNoDaemon):
@@ -88,8 +96,8 @@ func tell(ctx context.Context, g *global, c *conf.Config, what string) error {
 	case err != nil:
 		return fmt.Errorf("%s, but the daemon could not be told: %w", what, err)
 	}
-	fmt.Fprintln(g.out, what)
-	return nil
+	answer.Told = err == nil
+	return done(g, answer, "%s", what)
 }
 
 // who names the person at the keyboard, for records.

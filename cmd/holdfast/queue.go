@@ -20,18 +20,8 @@ import (
 
 func newQueue(g *global) *cobra.Command {
 	return group("queue", "Look at the MTA's inbound queues",
-		newQueueList(g), newQueueShow(g), newQueueCat(g), newQueueStat(g), newQueueRetry(g))
-}
-
-// queueRow is one line of holdfast queue list.
-type queueRow struct {
-	Queue string    `json:"queue"`
-	ID    string    `json:"id"`
-	Dir   string    `json:"dir"`
-	Since time.Time `json:"since"`
-	Size  int64     `json:"size"`
-	State string    `json:"state"` // waiting, in flight, held back
-	Why   string    `json:"why,omitempty"`
+		newQueueList(g), newQueueShow(g), newQueueCat(g), newQueueStat(g), newQueueRetry(g),
+		newQueueRelease(g), newQueueQuarantine(g))
 }
 
 func newQueueList(g *global) *cobra.Command {
@@ -46,7 +36,10 @@ func newQueueList(g *global) *cobra.Command {
 }
 
 func runQueueList(ctx context.Context, g *global, names []string, limit int) error {
-	c, err := g.load()
+	if limit < 1 {
+		return failWith(exitUsage, "--limit %d would list nothing", limit)
+	}
+	c, err := g.current(ctx)
 	if err != nil {
 		return err
 	}
@@ -54,26 +47,19 @@ func runQueueList(ctx context.Context, g *global, names []string, limit int) err
 	if err != nil {
 		return err
 	}
-	states, err := messageStates(ctx, c)
+	v, err := look(ctx, c)
 	if err != nil {
 		return err
 	}
 	table := safe.NewTable("QUEUE", "ID", "SINCE", "SIZE", "STATE")
 	more := 0
+	var advice []string
 	for _, q := range qs {
-		var rows []queueRow
-		n := 0
-		res, err := q.List(ctx, func(e queue.Entry) bool {
-			if n++; len(rows) < limit {
-				rows = append(rows, row(e, states))
-			}
-			return ctx.Err() == nil
-		})
+		rows, beyond, err := listed(ctx, q, v, limit)
 		if err != nil {
-			return fmt.Errorf("list queue %s: %w", q.Name(), err)
+			return err
 		}
-		more += n - len(rows)
-		sort.Slice(rows, func(i, j int) bool { return rows[i].Since.Before(rows[j].Since) })
+		more += beyond
 		for _, r := range rows {
 			if g.json {
 				if err := safe.WriteJSON(g.out, r); err != nil {
@@ -81,14 +67,10 @@ func runQueueList(ctx context.Context, g *global, names []string, limit int) err
 				}
 				continue
 			}
-			state := r.State
-			if r.Why != "" {
-				state += ": " + r.Why
+			table.Row(r.Queue, r.ID, r.Since.Local().Format(time.DateTime), fmt.Sprint(r.Size), r.text())
+			if r.Do != "" {
+				advice = append(advice, r.ID+": "+r.Do)
 			}
-			table.Row(r.Queue, r.ID, r.Since.Local().Format(time.DateTime), fmt.Sprint(r.Size), state)
-		}
-		if !g.json {
-			defer leftAlone(g.err, q.Name(), res.Skipped)
 		}
 	}
 	if !g.json {
@@ -96,56 +78,37 @@ func runQueueList(ctx context.Context, g *global, names []string, limit int) err
 			return err
 		}
 	}
+	for _, a := range advice {
+		fmt.Fprintf(g.err, "holdfast: %s\n", safe.Text(a))
+	}
 	if more > 0 {
 		fmt.Fprintf(g.err, "holdfast: %d more are not shown: raise --limit\n", more)
 	}
 	return nil
 }
 
-func leftAlone(w io.Writer, name string, skipped map[string]int) {
-	var parts []string
-	for why, n := range skipped {
-		parts = append(parts, fmt.Sprintf("%d %s", n, why))
-	}
-	if sort.Strings(parts); len(parts) > 0 {
-		fmt.Fprintf(w, "holdfast: queue %s, left alone: %s\n", safe.Text(name), safe.Text(strings.Join(parts, ", ")))
-	}
-}
-
-func row(e queue.Entry, states map[string]queueRow) queueRow {
-	r := queueRow{Queue: e.ID.Queue, ID: e.ID.Name, Dir: e.ID.Dir, Since: e.Arrived, Size: e.Size, State: "waiting"}
-	if s, ok := states[e.ID.Queue+"\x00"+e.ID.Name]; ok {
-		r.State, r.Why = s.State, s.Why
-	}
-	return r
-}
-
-// messageStates asks the daemon what it does with which message; without a
-// daemon nothing is being done.
-func messageStates(ctx context.Context, c *conf.Config) (map[string]queueRow, error) {
-	st, err := control.Dial(c.Paths.Control).Status(ctx)
-	if errors.Is(err, control.ErrNoDaemon) {
-		return setAsideRows(ctx, c)
-	}
+// listed lists one queue: at most limit messages, the oldest of them first,
+// and what is left alone.
+func listed(ctx context.Context, q queue.Queue, v view, limit int) (rows []queueRow, beyond int, err error) {
+	res, err := q.List(ctx, func(e queue.Entry) bool {
+		if len(rows) < limit {
+			rows = append(rows, v.row(e))
+		} else {
+			beyond++
+		}
+		return ctx.Err() == nil
+	})
 	if err != nil {
-		return nil, err
+		return nil, 0, fmt.Errorf("list queue %s: %w", q.Name(), err)
 	}
-	out := map[string]queueRow{}
-	for _, w := range st.Waiting {
-		state := "held back"
-		if time.Until(w.Until) < 24*time.Hour {
-			state += " until " + w.Until.Local().Format(time.TimeOnly)
-		}
-		out[w.Queue+"\x00"+w.ID] = queueRow{State: state, Why: w.Why}
+	sort.Slice(rows, func(i, j int) bool { return rows[i].Since.Before(rows[j].Since) })
+	for _, f := range res.Left {
+		rows = append(rows, leftRow(f))
 	}
-	for _, m := range st.InFlight {
-		at := m.Stage
-		if m.Part != "" {
-			at += " " + m.Part
-		}
-		out[m.Queue+"\x00"+m.ID] = queueRow{State: "in flight since " + m.Since.Local().Format(time.TimeOnly), Why: at}
+	for _, n := range res.Skipped {
+		beyond += n
 	}
-	return out, nil
+	return rows, beyond - len(res.Left), nil
 }
 
 // one finds a message by queue id, or by queue:id if several queues have it.
@@ -215,7 +178,7 @@ func newQueueShow(g *global) *cobra.Command {
 		Long: "Show the envelope and the header of a waiting message, escaped for the terminal.\n\n" + exitHelp,
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := g.load()
+			c, err := g.current(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -226,19 +189,81 @@ func newQueueShow(g *global) *cobra.Command {
 	}
 }
 
+// shown is a message as JSON. The envelope has names of its own here: those of
+// queue.Envelope are the program's.
+type shown struct {
+	ID       string       `json:"id"`
+	Envelope envelopeView `json:"envelope"`
+	Header   []string     `json:"header"`
+}
+
+type envelopeView struct {
+	Sender     string          `json:"sender"`
+	Recipients []recipientView `json:"recipients"`
+	EnvID      string          `json:"env_id,omitempty"`
+	Ret        string          `json:"ret,omitempty"`
+	Body8Bit   bool            `json:"body_8bit"`
+	SMTPUTF8   bool            `json:"smtputf8"`
+	ClientName string          `json:"client_name,omitempty"`
+	ClientAddr string          `json:"client_addr,omitempty"`
+	Helo       string          `json:"helo,omitempty"`
+	Protocol   string          `json:"protocol,omitempty"`
+	Arrived    time.Time       `json:"arrived"`
+	Attempts   int             `json:"attempts"`
+	Filter     string          `json:"filter,omitempty"`
+	Redirect   string          `json:"redirect,omitempty"`
+	VERP       string          `json:"verp,omitempty"`
+	SASLUser   string          `json:"sasl_user,omitempty"`
+	SASLSender string          `json:"sasl_sender,omitempty"`
+}
+
+type recipientView struct {
+	Address  string `json:"address"`
+	Notify   string `json:"notify,omitempty"`
+	ORcpt    string `json:"orcpt,omitempty"`
+	Original string `json:"original,omitempty"`
+}
+
+func viewOf(e queue.Envelope) envelopeView {
+	v := envelopeView{
+		Sender: e.Sender, Recipients: []recipientView{}, EnvID: e.EnvID, Ret: e.Ret, Body8Bit: e.Body8Bit, SMTPUTF8: e.SMTPUTF8,
+		ClientName: e.ClientName, ClientAddr: e.ClientAddr, Helo: e.Helo, Protocol: e.Protocol, Arrived: e.Arrived, Attempts: e.Attempts,
+		Filter: e.Filter, Redirect: e.Redirect, VERP: e.VERP, SASLUser: e.SASLUser, SASLSender: e.SASLSender,
+	}
+	for _, r := range e.Recipients {
+		v.Recipients = append(v.Recipients, recipientView(r))
+	}
+	return v
+}
+
 const maxShownHeader = 256 << 10
 
 // showMessage prints envelope and header.
 func showMessage(g *global, name string, env queue.Envelope, f io.ReaderAt) error {
+	header, err := headerOf(name, f)
+	if err != nil {
+		return err
+	}
+	if g.json {
+		return safe.WriteJSON(g.out, shown{ID: name, Envelope: viewOf(env), Header: headerLines(header)})
+	}
+	printMessage(g, name, env, header)
+	return nil
+}
+
+func headerOf(name string, f io.ReaderAt) (string, error) {
 	head := make([]byte, maxShownHeader)
 	n, err := f.ReadAt(head, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read the header of %s: %w", name, err)
+		return "", fmt.Errorf("read the header of %s: %w", name, err)
 	}
 	header, _, _ := strings.Cut(string(head[:n]), "\n\n")
-	if g.json {
-		return safe.WriteJSON(g.out, map[string]any{"id": name, "envelope": env, "header": strings.Split(strings.TrimRight(header, "\n"), "\n")})
-	}
+	return header, nil
+}
+
+func headerLines(header string) []string { return strings.Split(strings.TrimRight(header, "\n"), "\n") }
+
+func printMessage(g *global, name string, env queue.Envelope, header string) {
 	fmt.Fprintf(g.out, "id          %s\narrived     %s\nclient      %s [%s]\nhelo        %s\nprotocol    %s\nsender      <%s>\n", safe.Text(name),
 		env.Arrived.Local().Format(time.DateTime), safe.Text(env.ClientName), safe.Text(env.ClientAddr), safe.Text(env.Helo), safe.Text(env.Protocol), safe.Text(env.Sender))
 	for _, r := range env.Recipients {
@@ -252,7 +277,6 @@ func showMessage(g *global, name string, env queue.Envelope, f io.ReaderAt) erro
 	for line := range strings.Lines(header + "\n") {
 		fmt.Fprintln(g.out, safe.Text(strings.TrimRight(line, "\n")))
 	}
-	return nil
 }
 
 func newQueueCat(g *global) *cobra.Command {
@@ -261,7 +285,7 @@ func newQueueCat(g *global) *cobra.Command {
 		Long: "Write a waiting message to standard output, byte for byte: not for a terminal.\n\n" + exitHelp,
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := g.load()
+			c, err := g.current(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -280,22 +304,32 @@ func newQueueCat(g *global) *cobra.Command {
 
 func newQueueRetry(g *global) *cobra.Command {
 	return &cobra.Command{
-		Use: "retry ID", Short: "Take a message again that is held back",
-		Long: "Take a message again that is held back: by policy, after a failure, or because\nHoldfast itself died of it. ID may be queue:id.\n\n" + exitHelp,
+		Use: "retry ID", Short: "Scan a message again that is held or delayed",
+		Long: `Scan a message again that is held or delayed: by policy, after a failure, or
+because Holdfast itself died of it. ID may be queue:id. What policy still holds is
+held again: holdfast queue release lets it go as it is.
+
+` + exitHelp,
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error { return runQueueRetry(cmd.Context(), g, args[0]) },
 	}
 }
 
+// split takes queue:id apart; without a queue the id alone counts.
+func split(name string) (inQueue, id string) {
+	inQueue, id, ok := strings.Cut(name, ":")
+	if !ok {
+		return "", name
+	}
+	return inQueue, id
+}
+
 func runQueueRetry(ctx context.Context, g *global, name string) error {
-	c, err := g.load()
+	c, err := g.current(ctx)
 	if err != nil {
 		return err
 	}
-	inQueue, id, ok := strings.Cut(name, ":")
-	if !ok {
-		inQueue, id = "", name
-	}
+	inQueue, id := split(name)
 	held, err := holdsOf(c).End(inQueue, id)
 	if err != nil {
 		return err
@@ -304,13 +338,42 @@ func runQueueRetry(ctx context.Context, g *global, name string) error {
 	if errors.Is(err, control.ErrNoDaemon) {
 		n, err = returnAside(ctx, c, inQueue, id)
 	}
-	switch n += held; {
-	case err != nil:
+	if err != nil {
 		return err
-	case n == 0:
-		return failWith(exitNotFound, "%s is not held back", safe.Text(name))
 	}
-	fmt.Fprintf(g.out, "%s will be taken again\n", safe.Text(name))
+	if n += held; n > 0 {
+		return done(g, map[string]any{"id": id, "done": "will be taken again"}, "%s will be taken again", name)
+	}
+	row, err := whereabouts(ctx, c, name)
+	if err != nil {
+		return err
+	}
+	return done(g, row, "%s needs no retry: %s", name, row.text())
+}
+
+// whereabouts says what a waiting message does.
+func whereabouts(ctx context.Context, c *conf.Config, name string) (queueRow, error) {
+	_, e, err := one(ctx, c, name)
+	if err != nil {
+		return queueRow{}, err
+	}
+	v, err := look(ctx, c)
+	if err != nil {
+		return queueRow{}, err
+	}
+	row := v.row(e)
+	if row.State == stateWaiting {
+		row.Why = v.blocked()
+	}
+	return row, nil
+}
+
+// done says what was done: as an object, or as a line.
+func done(g *global, object any, format string, args ...any) error {
+	if g.json {
+		return safe.WriteJSON(g.out, object)
+	}
+	fmt.Fprintln(g.out, safe.Text(fmt.Sprintf(format, args...)))
 	return nil
 }
 
@@ -319,23 +382,35 @@ type queueStat struct {
 	Queue    string         `json:"queue"`
 	Messages int            `json:"messages"`
 	InFlight int            `json:"in_flight"`
-	HeldBack int            `json:"held_back"`
+	Delayed  int            `json:"delayed"`
+	Held     int            `json:"held"`
 	Oldest   *time.Time     `json:"oldest,omitempty"`
 	Bytes    int64          `json:"bytes"`
 	Skipped  map[string]int `json:"left_alone"`
 }
 
+// daemonStat is the last object of holdfast queue stat --json.
+type daemonStat struct {
+	Running       bool       `json:"running"`
+	PID           int        `json:"pid,omitempty"`
+	Started       *time.Time `json:"started,omitempty"`
+	Loaded        *time.Time `json:"configuration_loaded,omitempty"`
+	Paused        *pauseNote `json:"paused,omitempty"`
+	Blocked       string     `json:"blocked,omitempty"` // why no mail is taken
+	ReloadRefused string     `json:"reload_refused,omitempty"`
+}
+
 func newQueueStat(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use: "stat", Short: "Count what waits, and say how old it is",
-		Long: "Count what waits in each queue, and say how old it is and whether mail is taken.\n\n" + exitHelp,
+		Long: "Count what waits in each queue, and say how old it is and whether mail is taken.\nWith --json the last object is the daemon's.\n\n" + exitHelp,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return runQueueStat(cmd.Context(), g) },
 	}
 }
 
 func runQueueStat(ctx context.Context, g *global) error {
-	c, err := g.load()
+	c, err := g.current(ctx)
 	if err != nil {
 		return err
 	}
@@ -343,15 +418,15 @@ func runQueueStat(ctx context.Context, g *global) error {
 	if err != nil {
 		return err
 	}
-	states, err := messageStates(ctx, c)
+	v, err := look(ctx, c)
 	if err != nil {
 		return err
 	}
-	table := safe.NewTable("QUEUE", "MESSAGES", "IN FLIGHT", "HELD BACK", "BYTES", "OLDEST")
+	table := safe.NewTable("QUEUE", "MESSAGES", "IN FLIGHT", "DELAYED", "HELD", "BYTES", "OLDEST")
 	for _, q := range qs {
 		st := queueStat{Queue: q.Name()}
 		res, err := q.List(ctx, func(e queue.Entry) bool {
-			st.add(e, states)
+			st.add(v.row(e))
 			return ctx.Err() == nil
 		})
 		if err != nil {
@@ -368,50 +443,70 @@ func runQueueStat(ctx context.Context, g *global) error {
 		if st.Oldest != nil {
 			oldest = time.Since(*st.Oldest).Round(time.Second).String()
 		}
-		table.Row(st.Queue, fmt.Sprint(st.Messages), fmt.Sprint(st.InFlight), fmt.Sprint(st.HeldBack), fmt.Sprint(st.Bytes), oldest)
+		table.Row(st.Queue, fmt.Sprint(st.Messages), fmt.Sprint(st.InFlight), fmt.Sprint(st.Delayed), fmt.Sprint(st.Held), fmt.Sprint(st.Bytes), oldest)
 		defer leftAlone(g.err, q.Name(), res.Skipped)
 	}
 	if g.json {
-		return nil
+		return safe.WriteJSON(g.out, map[string]daemonStat{"daemon": v.stat()})
 	}
 	if err := table.Write(g.out); err != nil {
 		return err
 	}
-	return daemonLine(ctx, g, c)
-}
-
-func (st *queueStat) add(e queue.Entry, states map[string]queueRow) {
-	st.Messages++
-	st.Bytes += e.Size
-	if st.Oldest == nil || e.Arrived.Before(*st.Oldest) {
-		st.Oldest = &e.Arrived
-	}
-	switch s := states[e.ID.Queue+"\x00"+e.ID.Name]; {
-	case strings.HasPrefix(s.State, "in flight"):
-		st.InFlight++
-	case s.State != "":
-		st.HeldBack++
-	}
-}
-
-// daemonLine says whether mail is taken, and if not, why.
-func daemonLine(ctx context.Context, g *global, c *conf.Config) error {
-	st, err := control.Dial(c.Paths.Control).Status(ctx)
-	switch {
-	case errors.Is(err, control.ErrNoDaemon):
-		fmt.Fprintln(g.out, "\nno daemon runs")
-	case err != nil:
-		return err
-	case st.Paused:
-		fmt.Fprintln(g.out, "\npaused: no mail is taken until holdfast resume")
-	case st.Breaker != "":
-		fmt.Fprintf(g.out, "\nno mail is taken: %s\n", safe.Text(st.Breaker))
-	default:
-		fmt.Fprintf(g.out, "\nrunning as process %d since %s, with the configuration of %s\n", st.PID,
-			st.Started.Local().Format(time.DateTime), st.Loaded.Local().Format(time.DateTime))
-	}
-	if st.ReloadRefused != "" {
-		fmt.Fprintf(g.out, "the last reload was refused: %s\n", safe.Text(st.ReloadRefused))
-	}
+	v.daemonLines(g.out)
 	return nil
+}
+
+func leftAlone(w io.Writer, name string, skipped map[string]int) {
+	var parts []string
+	for why, n := range skipped {
+		parts = append(parts, fmt.Sprintf("%d %s", n, why))
+	}
+	if sort.Strings(parts); len(parts) > 0 {
+		fmt.Fprintf(w, "holdfast: queue %s, left alone: %s (holdfast queue list names them)\n", safe.Text(name), safe.Text(strings.Join(parts, ", ")))
+	}
+}
+
+func (st *queueStat) add(r queueRow) {
+	st.Messages++
+	st.Bytes += r.Size
+	if st.Oldest == nil || r.Since.Before(*st.Oldest) {
+		st.Oldest = &r.Since
+	}
+	switch r.State {
+	case stateInFlight:
+		st.InFlight++
+	case stateDelayed:
+		st.Delayed++
+	case stateHeld:
+		st.Held++
+	}
+}
+
+func (v view) stat() daemonStat {
+	st := daemonStat{Paused: v.paused, Blocked: v.blocked()}
+	if d := v.daemon; d != nil {
+		st.Running, st.PID, st.ReloadRefused = true, d.PID, d.ReloadRefused
+		st.Started, st.Loaded = &d.Started, &d.Loaded
+	}
+	return st
+}
+
+// daemonLines say whether mail is taken, and if not, why.
+func (v view) daemonLines(w io.Writer) {
+	fmt.Fprintln(w)
+	switch why := v.blocked(); {
+	case v.paused != nil:
+		fmt.Fprintf(w, "%s: no mail is taken until holdfast resume\n", safe.Text(why))
+	case v.daemon != nil && why != "":
+		fmt.Fprintf(w, "no mail is taken: %s\n", safe.Text(why))
+	}
+	if v.daemon == nil {
+		fmt.Fprintln(w, "no daemon runs")
+		return
+	}
+	fmt.Fprintf(w, "running as process %d since %s, with the configuration of %s\n", v.daemon.PID,
+		v.daemon.Started.Local().Format(time.DateTime), v.daemon.Loaded.Local().Format(time.DateTime))
+	if why := v.daemon.ReloadRefused; why != "" {
+		fmt.Fprintf(w, "the last reload was refused: %s\n", safe.Text(why))
+	}
 }

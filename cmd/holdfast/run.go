@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"sort"
 	"strings"
@@ -56,7 +57,13 @@ func runRun(ctx context.Context, g *global, o runOptions) error {
 	if _, err := g.load(); err != nil {
 		return err
 	}
-	args := []string{superviseName, "-c", g.config}
+	// The daemon's records and complaints name the file for people who were not
+	// in this directory.
+	file, err := filepath.Abs(g.config)
+	if err != nil {
+		return fmt.Errorf("find the configuration again: %w", err)
+	}
+	args := []string{superviseName, "-c", file}
 	if o.drain {
 		args = append(args, "--drain")
 	}
@@ -212,33 +219,28 @@ func returnAside(ctx context.Context, c *conf.Config, inQueue, id string) (n int
 	return n, nil
 }
 
-// setAsideRows tells, without a daemon, what is held back.
-func setAsideRows(_ context.Context, c *conf.Config) (map[string]queueRow, error) {
-	out := map[string]queueRow{}
+// heldRows tells, without a daemon, what is held.
+func heldRows(c *conf.Config, each func(queueName, id, why string)) error {
 	held, err := holdsOf(c).All()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, h := range held {
-		out[h.Queue+"\x00"+h.ID] = queueRow{State: "held back", Why: h.Text()}
+		each(h.Queue, h.ID, h.Text())
 	}
 	if _, err := os.Stat(c.Paths.Ledger); err != nil {
-		return out, nil // Holdfast has never run here
+		return nil // Holdfast has never run here
 	}
 	l, err := ledger.OpenReadOnly(c.Paths.Ledger)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer l.Close()
 	rows, err := l.AsideRows()
-	if err != nil {
-		return nil, err
-	}
 	for _, a := range rows {
-		f := strings.SplitN(a.Key, "\x00", 3)
-		if len(f) == 3 {
-			out[f[0]+"\x00"+f[2]] = queueRow{State: "held back", Why: a.Why}
+		if f := strings.SplitN(a.Key, "\x00", 3); len(f) == 3 {
+			each(f[0], f[2], a.Why)
 		}
 	}
-	return out, nil
+	return err
 }

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -26,6 +28,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("PATH", filepath.Dir(normal)+":"+os.Getenv("PATH"))
+			env.Setenv("HOLDFAST", normal)
 			env.Setenv("TZ", "UTC")
 			env.Setenv("SUDO_USER", "postmaster")
 			if err := os.Chmod(env.WorkDir, 0o755); err != nil {
@@ -41,6 +44,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"samples": scriptSamples, "hostile": scriptHostile, "item": scriptItem, "up": scriptUp, "settled": scriptSettled, "signal": scriptSignal, "refused": scriptRefused, "reloaded": scriptReloaded, "holds": scriptHolds,
+			"code": scriptCode, "newid": scriptNewID, "appears": scriptAppears, "matchsize": scriptMatchSize,
 		},
 	})
 }
@@ -74,6 +78,54 @@ func scriptItem(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("%d items", len(items))
 	}
 	ts.Setenv(args[0], filepath.Base(items[0]))
+}
+
+// code N COMMAND…: runs a command that must end with that exit code.
+func scriptCode(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	got := 0
+	if ended := (*exec.ExitError)(nil); errors.As(err, &ended) {
+		got = ended.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if fmt.Sprint(got) != args[0] {
+		ts.Fatalf("exit code %d, want %s", got, args[0])
+	}
+}
+
+// newid VAR: sets VAR to the queue id of the newest message in out.
+func scriptNewID(ts *testscript.TestScript, _ bool, args []string) {
+	all, err := filepath.Glob(ts.MkAbs("out/qf*"))
+	ts.Check(err)
+	var newest os.FileInfo
+	for _, path := range all {
+		st, err := os.Stat(path)
+		ts.Check(err)
+		if newest == nil || st.ModTime().After(newest.ModTime()) {
+			newest = st
+		}
+	}
+	ts.Setenv(args[0], newest.Name()[2:])
+}
+
+// appears FILE: waits until a file is there.
+func scriptAppears(ts *testscript.TestScript, _ bool, args []string) {
+	until(ts, func() bool { _, err := os.Stat(ts.MkAbs(args[0])); return err == nil })
+}
+
+// matchsize ID: queue list says how large both files of a message are together.
+func scriptMatchSize(ts *testscript.TestScript, _ bool, args []string) {
+	var size int64
+	for _, kind := range []string{"qf", "df"} {
+		st, err := os.Stat(ts.MkAbs("in/" + kind + args[0]))
+		ts.Check(err)
+		size += st.Size()
+	}
+	ts.Check(ts.Exec("holdfast", "queue", "list", "--json", "-c", "c.yaml"))
+	if want := fmt.Sprintf(`"id":"%s",`, args[0]); !regexp.MustCompile(want + `[^\n]*"size":` + fmt.Sprint(size) + `,`).MatchString(ts.ReadFile("stdout")) {
+		ts.Fatalf("size is not %d", size)
+	}
 }
 
 // up: waits until the daemon answers.

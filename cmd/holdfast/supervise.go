@@ -176,6 +176,12 @@ func (s *supervisor) Retry(ctx context.Context, queue, id string) (int, error) {
 	return s.gate.Retry(ctx, queue, id)
 }
 
+// Settle asks the loop.
+func (s *supervisor) Settle(ctx context.Context, o control.Order) error { return s.gate.Settle(ctx, o) }
+
+// Sources are the files of the configuration in force.
+func (s *supervisor) Sources() []conf.Source { return s.conf.Sources() }
+
 // Wake wakes the loop.
 func (s *supervisor) Wake() { s.gate.Wake() }
 
@@ -368,7 +374,7 @@ func (s *supervisor) settings() gateway.Settings {
 
 func policy(c *conf.Config) scan.Policy {
 	rule := func(key string, a conf.Action) scan.Rule {
-		return scan.Rule{Do: scan.Disposition(a), Source: c.Pos("policy." + key)}
+		return scan.Rule{Do: scan.Disposition(a), Source: "policy." + key + ", " + c.Pos("policy."+key)}
 	}
 	return scan.Policy{
 		Infected: rule("infected", c.Policy.Infected), SpamTest: rule("spam_test", c.Policy.SpamTest),

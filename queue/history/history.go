@@ -41,6 +41,21 @@ type Record struct {
 	Reasons    []Reason  `json:"reasons,omitempty"`
 	Stages     []Stage   `json:"stages,omitempty"`
 	Note       string    `json:"note,omitempty"`
+
+	// What a person did with a quarantine item.
+	Item string `json:"item,omitempty"`
+	By   string `json:"by,omitempty"`
+}
+
+// The verdicts of people.
+const (
+	Released = "released" // from quarantine, as the new id
+	Deleted  = "deleted"  // from quarantine, for good
+)
+
+// about says that the record tells of something by that name.
+func (r Record) about(what string) bool {
+	return what != "" && (r.ID == what || r.Item == what || r.MessageID != "" && strings.Trim(r.MessageID, "<>") == strings.Trim(what, "<>") || slices.Contains(r.NewIDs, what))
 }
 
 // Reason is one rule of a verdict.
@@ -149,6 +164,11 @@ type Result struct {
 // Find returns the records about a queue id (old or new), a message-id or a
 // quarantine item, at most limit of them.
 func Find(ctx context.Context, dir, what string, limit int) (Result, error) {
+	return FindAny(ctx, dir, []string{what}, limit)
+}
+
+// FindAny is Find for several names at once.
+func FindAny(ctx context.Context, dir string, names []string, limit int) (Result, error) {
 	var res Result
 	days, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
 	if err != nil {
@@ -156,7 +176,7 @@ func Find(ctx context.Context, dir, what string, limit int) (Result, error) {
 	}
 	sort.Sort(sort.Reverse(sort.StringSlice(days)))
 	for _, path := range days {
-		recs, damaged, err := search(ctx, path, what)
+		recs, damaged, err := search(ctx, path, names)
 		res.Damaged += damaged
 		if err != nil {
 			return res, err
@@ -171,8 +191,8 @@ func Find(ctx context.Context, dir, what string, limit int) (Result, error) {
 	return res, nil
 }
 
-// search reads one day. A line that does not hold the text is not decoded.
-func search(ctx context.Context, path, what string) (found []Record, damaged int, err error) {
+// search reads one day. A line that holds none of the names is not decoded.
+func search(ctx context.Context, path string, names []string) (found []Record, damaged int, err error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, nil // purged meanwhile
@@ -181,22 +201,19 @@ func search(ctx context.Context, path, what string) (found []Record, damaged int
 		return nil, 0, fmt.Errorf("open history: %w", err)
 	}
 	defer f.Close()
-	var quoted bytes.Buffer
-	e := json.NewEncoder(&quoted)
-	e.SetEscapeHTML(false) // as the lines were written
-	if err := e.Encode(what); err != nil {
-		return nil, 0, fmt.Errorf("search history: %w", err)
+	needles, err := quoted(names)
+	if err != nil {
+		return nil, 0, err
 	}
-	needle := bytes.Trim(quoted.Bytes(), "\"\n")
 	in := bufio.NewReaderSize(f, 64<<10)
 	for {
 		line, err := readLine(in)
-		if len(line) > 0 && bytes.Contains(line, needle) {
+		if len(line) > 0 && slices.ContainsFunc(needles, func(n []byte) bool { return bytes.Contains(line, n) }) {
 			var r Record
 			switch {
 			case json.Unmarshal(line, &r) != nil:
 				damaged++
-			case r.ID == what || r.MessageID == what || strings.Trim(r.MessageID, "<>") == what || slices.Contains(r.NewIDs, what):
+			case slices.ContainsFunc(names, r.about):
 				found = append(found, r)
 			}
 		}
@@ -209,6 +226,21 @@ func search(ctx context.Context, path, what string) (found []Record, damaged int
 			return found, damaged, ctx.Err()
 		}
 	}
+}
+
+// quoted are names as the lines have them.
+func quoted(names []string) ([][]byte, error) {
+	var out [][]byte
+	for _, name := range names {
+		var b bytes.Buffer
+		e := json.NewEncoder(&b)
+		e.SetEscapeHTML(false) // as the lines were written
+		if err := e.Encode(strings.Trim(name, "<>")); err != nil {
+			return nil, fmt.Errorf("search history: %w", err)
+		}
+		out = append(out, bytes.Trim(b.Bytes(), "\"\n"))
+	}
+	return out, nil
 }
 
 // readLine reads a line; of one over the bound nothing is kept.

@@ -40,6 +40,24 @@ func TestARecordIsFoundByEachOfItsNames(t *testing.T) {
 	}
 }
 
+func TestWhatAPersonDidIsFoundByItemOldAndNewID(t *testing.T) {
+	w := &Writer{Dir: t.TempDir()}
+	did := rec(day(2), "OLD", "", "NEW")
+	did.Verdict, did.Item, did.By = Released, "20261101-aaaaaaaaaaaa-0", "joe"
+	if err := w.Append(t.Context(), []Record{rec(day(1), "OLD", "<m@x>", did.Item), did, rec(day(2), "OTHER", "")}); err != nil {
+		t.Fatal(err)
+	}
+	for what, want := range map[string]int{"OLD": 2, "NEW": 1, did.Item: 2, "<m@x>": 1, "": 0} {
+		if res, err := Find(t.Context(), w.Dir, what, 10); err != nil || len(res.Records) != want {
+			t.Errorf("%q: %+v, %v", what, res, err)
+		}
+	}
+	res, err := FindAny(t.Context(), w.Dir, []string{"NEW", did.Item}, 10)
+	if err != nil || len(res.Records) != 2 || res.Records[0].By != "joe" {
+		t.Errorf("%+v, %v", res, err)
+	}
+}
+
 func TestALineCutOffByADeathCostsOnlyItself(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "20261101.jsonl")

@@ -219,7 +219,7 @@ func (q *Queue) listDir(ctx context.Context, dir string, depth int, res *queue.L
 // listed judges one directory entry by its name and lstat.
 func (q *Queue) listed(dir, name string, res *queue.Listing) (queue.Entry, bool) {
 	skip := func(why string) (queue.Entry, bool) {
-		res.Skipped[why]++
+		res.Skip(queue.Left{ID: queue.ID{Queue: q.Config.Name, Dir: q.Dir, Name: name}, File: filepath.Join(dir, name), Why: why})
 		return queue.Entry{}, false
 	}
 	if !validID(name) {

@@ -295,7 +295,11 @@ func readMeta(dir string) (Meta, error) {
 	return m, nil
 }
 
-// List yields every item, the newest day first; a damaged one with an error.
+// IsName says that a text is an item's name.
+func IsName(s string) bool { return validName.MatchString(s) }
+
+// List yields every item, the newest first; a damaged one with an error.
+// Days are by the age of the messages, as the names say.
 func (s *Store) List(ctx context.Context, yield func(Meta, error) bool) error {
 	days, err := os.ReadDir(s.Root)
 	if err != nil {
@@ -305,21 +309,12 @@ func (s *Store) List(ctx context.Context, yield func(Meta, error) bool) error {
 		if !days[i].IsDir() || days[i].Name() == preparedDir {
 			continue
 		}
-		dir := filepath.Join(s.Root, days[i].Name())
-		items, err := os.ReadDir(dir)
+		items, err := s.listDay(ctx, filepath.Join(s.Root, days[i].Name()))
 		if err != nil {
-			return fmt.Errorf("list the quarantine: %w", err)
+			return err
 		}
 		for _, it := range items {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			if !validName.MatchString(it.Name()) {
-				continue // being deleted, or not ours
-			}
-			m, err := readMeta(filepath.Join(dir, it.Name()))
-			m.Name, m.Dir = it.Name(), filepath.Join(dir, it.Name())
-			if !yield(m, err) {
+			if !yield(it.Meta, it.err) {
 				return nil
 			}
 		}
@@ -327,12 +322,39 @@ func (s *Store) List(ctx context.Context, yield func(Meta, error) bool) error {
 	return nil
 }
 
-// Find returns the one item that a name, the beginning of one, or a queue id
-// means.
+type listed struct {
+	Meta
+	err error
+}
+
+func (s *Store) listDay(ctx context.Context, dir string) ([]listed, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list the quarantine: %w", err)
+	}
+	var items []listed
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if !validName.MatchString(e.Name()) {
+			continue // being deleted, or not ours
+		}
+		m, err := readMeta(filepath.Join(dir, e.Name()))
+		m.Name, m.Dir = e.Name(), filepath.Join(dir, e.Name())
+		items = append(items, listed{m, err})
+	}
+	sort.SliceStable(items, func(i, j int) bool { return items[i].When.After(items[j].When) })
+	return items, nil
+}
+
+// Find returns the one item that a name, the beginning of one, a queue id or
+// a Message-ID means.
 func (s *Store) Find(ctx context.Context, what string) (Meta, error) {
 	var found []Meta
 	err := s.List(ctx, func(m Meta, _ error) bool {
-		if m.Name == what || strings.HasPrefix(m.Name, what) && len(what) >= 10 || m.Identity.ID.Name == what {
+		if m.Name == what || strings.HasPrefix(m.Name, what) && len(what) >= 10 || m.Identity.ID.Name == what ||
+			strings.Contains(what, "@") && m.messageID() == strings.Trim(what, "<>") {
 			found = append(found, m)
 		}
 		return true
@@ -343,9 +365,40 @@ func (s *Store) Find(ctx context.Context, what string) (Meta, error) {
 	case len(found) == 0:
 		return Meta{}, fmt.Errorf("%.100q: %w", what, ErrNotFound)
 	case len(found) > 1:
-		return Meta{}, fmt.Errorf("%.100q means %d items: name one in full, for example %s", what, len(found), found[0].Name)
+		names := []string{}
+		for _, m := range found[:min(len(found), maxNamed)] {
+			names = append(names, m.Name)
+		}
+		return Meta{}, fmt.Errorf("ambiguous: %.100q means %d items: %s", what, len(found), strings.Join(names, ", "))
 	}
 	return found[0], nil
+}
+
+const (
+	maxNamed  = 5        // items that the error for an ambiguous name lists
+	maxHeader = 64 << 10 // bytes of a message in which its Message-ID is looked for
+)
+
+// messageID is the first Message-ID of an item's message, without angle
+// brackets, "" if it has none.
+func (m Meta) messageID() string {
+	f, err := os.Open(filepath.Join(m.Dir, "message"))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	head, err := io.ReadAll(io.LimitReader(f, maxHeader))
+	if err != nil {
+		return ""
+	}
+	text, _, _ := strings.Cut(string(head), "\n\n")
+	unfolded := strings.NewReplacer("\n ", " ", "\n\t", " ").Replace(text)
+	for line := range strings.Lines(unfolded) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.EqualFold(strings.TrimSpace(name), "Message-ID") {
+			return strings.Trim(strings.TrimSpace(value), "<>")
+		}
+	}
+	return ""
 }
 
 // Item is a visible item, locked against other releases and deletions.

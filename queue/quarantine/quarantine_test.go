@@ -105,6 +105,48 @@ func TestAnItemIsVisibleOnlyOnceCommitted(t *testing.T) {
 	}
 }
 
+func TestItemsAreListedNewestFirstAlsoWithinADay(t *testing.T) {
+	s := newStore(t, nil)
+	now := time.Unix(1_800_000_000, 0)
+	s.Now = func() time.Time { now = now.Add(time.Minute); return now }
+	want := []string{}
+	for i := range 8 { // the names are hashes: their order is another one
+		want = append([]string{keep(t, s, fmt.Sprint("A", i)).Name + "<nil>"}, want...)
+	}
+	if got := names(t, s); strings.Join(got, " ") != strings.Join(want, " ") {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func TestAnItemIsFoundByMessageIDAndWhatIsAmbiguousIsSaid(t *testing.T) {
+	s := newStore(t, nil)
+	put := func(id, text string) string {
+		name, err := s.Prepare(t.Context(), spec(id), strings.NewReader(text))
+		if err == nil {
+			err = s.Commit(t.Context(), name)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	a := put("A", "From: x\nMessage-Id:\n\t<one@x>\n\nMessage-ID: <body@x>\n")
+	b := put("B", "message-id: <two@x>\n\nx\n")
+	for what, want := range map[string]string{"<one@x>": a, "one@x": a, "two@x": b} {
+		if m, err := s.Find(t.Context(), what); err != nil || m.Name != want {
+			t.Errorf("%s: %+v, %v", what, m, err)
+		}
+	}
+	if _, err := s.Find(t.Context(), "body@x"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+	c := put("C", "Message-ID: <two@x>\n\nx\n")
+	_, err := s.Find(t.Context(), "two@x")
+	if err == nil || !strings.HasPrefix(err.Error(), "ambiguous: ") || !strings.Contains(err.Error(), c) || !strings.Contains(err.Error(), b) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestHostileNamesStayInside(t *testing.T) {
 	s := newStore(t, nil)
 	for _, evil := range []string{"../../etc/passwd", "a\x00b", "a\nb", strings.Repeat("x", 10_000), "\x1b[31m", ""} {

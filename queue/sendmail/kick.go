@@ -29,7 +29,8 @@ type kicker struct {
 
 // Kick asks the MTA to deliver messages now (reference: A6). The command
 // runs in a session of its own and is never killed by us, since it delivers
-// mail: Kick does not wait for it, and its failure is reported as an event.
+// mail. When Kick returns it has started, so that a command of ours may end;
+// nobody waits for its end, and its failure is reported as an event.
 func (q *Queue) Kick(_ context.Context, ids []string) error {
 	if len(q.Config.Kick) == 0 || len(ids) == 0 {
 		return nil
@@ -41,57 +42,88 @@ func (q *Queue) Kick(_ context.Context, ids []string) error {
 		return fmt.Errorf("%d messages wait for the MTA's own queue run: kicks are slower than releases", len(ids))
 	}
 	k.waiting = append(k.waiting, ids...)
-	if !k.running {
-		k.running = true
-		go k.run(q.Config.Kick, q.Work)
+	if k.running {
+		return nil
 	}
+	first, err := k.start(q.Config.Kick, q.Work)
+	if err != nil {
+		return err
+	}
+	k.running = true
+	go k.run(first, q.Config.Kick, q.Work)
 	return nil
 }
 
-func (k *kicker) run(command []string, work string) {
-	for {
-		k.mu.Lock()
-		n := min(len(k.waiting), maxKickIDs)
-		ids := k.waiting[:n:n]
-		k.waiting = k.waiting[n:]
-		if n == 0 {
-			k.running = false
-			k.mu.Unlock()
-			return
+// run waits for a call, and makes the next with what has come meanwhile.
+func (k *kicker) run(c *call, command []string, work string) {
+	for c != nil {
+		if err := c.wait(); err != nil {
+			k.report(Event{What: fmt.Sprintf("kick %d messages", c.ids), Err: err})
 		}
-		k.mu.Unlock()
-		if err := kickOnce(command, work, ids); err != nil {
-			k.report(Event{What: fmt.Sprintf("kick %d messages", len(ids)), Err: err})
-		}
+		c = k.next(command, work)
 	}
 }
 
-// kickOnce writes the command's output to an unnamed file, not a pipe: the
-// command must survive our death.
-func kickOnce(command []string, work string, ids []string) error {
+// next starts the next call; nil if nothing waits.
+func (k *kicker) next(command []string, work string) *call {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for len(k.waiting) > 0 {
+		c, err := k.start(command, work)
+		if err == nil {
+			return c
+		}
+		k.report(Event{What: "kick", Err: err})
+	}
+	k.running = false
+	return nil
+}
+
+// call is one run of the command.
+type call struct {
+	cmd *exec.Cmd
+	out *os.File
+	ids int
+}
+
+// start starts the command for the first of the waiting ids. It writes its
+// output to an unnamed file, not a pipe: the command must survive our death.
+func (k *kicker) start(command []string, work string) (*call, error) {
+	n := min(len(k.waiting), maxKickIDs)
 	args := append([]string{}, command[1:]...)
-	for _, id := range ids {
+	for _, id := range k.waiting[:n] {
 		args = append(args, "-qI"+id)
 	}
+	k.waiting = k.waiting[n:]
 	cmd := exec.Command(command[0], args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	fd, err := unix.Open(work, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return fmt.Errorf("output of %s: %w", command[0], &fs.PathError{Op: "open O_TMPFILE", Path: work, Err: err})
+		return nil, fmt.Errorf("output of %s: %w", command[0], &fs.PathError{Op: "open O_TMPFILE", Path: work, Err: err})
 	}
 	out := os.NewFile(uintptr(fd), "output")
-	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Run(); err != nil {
-		size, serr := out.Seek(0, io.SeekEnd)
-		if serr != nil {
-			size = 0
-		}
-		tail := make([]byte, min(size, kickTail))
-		if _, rerr := out.ReadAt(tail, size-int64(len(tail))); rerr != nil {
-			tail = nil
-		}
-		return fmt.Errorf("%s: %w: %q", command[0], err, tail)
+	if err := cmd.Start(); err != nil {
+		out.Close()
+		return nil, err
 	}
-	return nil
+	return &call{cmd, out, n}, nil
+}
+
+// wait waits for the command's end; a failed one's last words are told.
+func (c *call) wait() error {
+	defer c.out.Close()
+	err := c.cmd.Wait()
+	if err == nil {
+		return nil
+	}
+	size, serr := c.out.Seek(0, io.SeekEnd)
+	if serr != nil {
+		size = 0
+	}
+	tail := make([]byte, min(size, kickTail))
+	if _, rerr := c.out.ReadAt(tail, size-int64(len(tail))); rerr != nil {
+		tail = nil
+	}
+	return fmt.Errorf("%s: %w: %q", c.cmd.Path, err, tail)
 }

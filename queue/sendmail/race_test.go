@@ -219,6 +219,20 @@ func TestWhatIsNotOursIsSkippedAndCounted(t *testing.T) {
 			t.Errorf("%s: %d, want %d", why, res.Skipped[why], n)
 		}
 	}
+	named := map[string]queue.Left{}
+	for _, f := range res.Left {
+		named[f.ID.Name] = f
+	}
+	for _, name := range []string{"ORPHAN", "LINK", "DIR", "FIFO"} {
+		if f := named[name]; f.Why == "" || !strings.HasSuffix(f.File, name) {
+			t.Errorf("%s is not named: %+v", name, f)
+		}
+	}
+	for _, f := range res.Left {
+		if f.Why == skipHeld && !strings.Contains(f.Do, "-qQ -Q -qI"+f.ID.Name) { // without -Q it would be delivered
+			t.Errorf("%+v", f)
+		}
+	}
 	for _, id := range []string{"LINK", "DIR", "FIFO"} {
 		if _, err := y.claim(q, id); !errors.Is(err, queue.ErrForeign) {
 			t.Errorf("%s: %v", id, err)
@@ -343,6 +357,38 @@ func TestIDsAreSendmailsAndNeverTwice(t *testing.T) {
 			t.Fatalf("%q, again %v", id, seen[id])
 		}
 		seen[id] = true
+	}
+}
+
+// The size that people and batches see is that of the whole message.
+func TestAListingCountsControlAndDataFile(t *testing.T) {
+	y := newYard(t)
+	var want int64
+	for _, path := range []string{y.in + "/qf" + oneID, y.in + "/df" + oneID} {
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want += st.Size()
+	}
+	if _, err := y.queue(nil).List(t.Context(), func(e queue.Entry) bool {
+		if e.Size != want {
+			t.Errorf("%d, want %d", e.Size, want)
+		}
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A command of ours ends at once after a kick: by then it must have started.
+func TestAKickThatCannotStartIsAnError(t *testing.T) {
+	q := newYard(t).queue(nil)
+	q.Config.Kick = []string{"/nonexistent/sendmail"}
+	for range 2 { // and the next one is tried again
+		if err := q.Kick(t.Context(), []string{"A"}); err == nil || !strings.Contains(err.Error(), "/nonexistent/sendmail") {
+			t.Fatalf("%v", err)
+		}
 	}
 }
 

@@ -259,7 +259,8 @@ func (q *Queue) listDir(ctx context.Context, p place, dir string, res *queue.Lis
 // listed judges one directory entry by its name and lstat.
 func (q *Queue) listed(p place, dir, name string, res *queue.Listing) (queue.Entry, bool) {
 	skip := func(why string) (queue.Entry, bool) {
-		res.Skipped[why]++
+		id := queue.ID{Queue: q.Config.Name, Dir: p.base, Name: idOf(name)}
+		res.Skip(queue.Left{ID: id, File: filepath.Join(dir, name), Why: why, Do: advice(why, id)})
 		return queue.Entry{}, false
 	}
 	switch kind := name[:min(2, len(name))]; {
@@ -294,18 +295,40 @@ func (q *Queue) listed(p place, dir, name string, res *queue.Listing) (queue.Ent
 	case st.Size == 0:
 		return skip(skipEmpty)
 	}
+	size := st.Size
+	var df unix.Stat_t
+	if err := unix.Lstat(p.data(name[2:]), &df); err == nil {
+		size += df.Size
+	}
 	return queue.Entry{
-		ID: queue.ID{Queue: q.Config.Name, Dir: p.base, Name: name[2:]}, Arrived: time.Unix(st.Mtim.Unix()), Size: st.Size,
+		ID: queue.ID{Queue: q.Config.Name, Dir: p.base, Name: name[2:]}, Arrived: time.Unix(st.Mtim.Unix()), Size: size,
 	}, true
+}
+
+// idOf is the queue id in a file's name; prepared files have a number behind.
+func idOf(name string) string {
+	if kind := name[:2]; kind == "hc" || kind == "hb" {
+		id, _, _ := strings.Cut(name[2:], ".")
+		return id
+	}
+	return name[2:]
+}
+
+// advice says what a person can do about a file that is left alone. Without
+// -Q, sendmail -qQ would deliver the message unscanned (reference: A6).
+func advice(why string, id queue.ID) string {
+	switch why {
+	case skipHeld:
+		return fmt.Sprintf("sendmail -qQ -Q -qI%s -OQueueDirectory=%s ends its quarantine, and Holdfast takes it", id.Name, id.Dir)
+	case skipLost:
+		return "look at it; renamed to qf" + id.Name + " it is taken again"
+	}
+	return ""
 }
 
 // isOrphan says that a file has had no control file for long.
 func (q *Queue) isOrphan(p place, name string) bool {
-	id, _, _ := strings.Cut(name[2:], ".")
-	if name[:2] == "df" {
-		id = name[2:]
-	}
-	if _, err := os.Lstat(p.control(id)); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(p.control(idOf(name))); !errors.Is(err, fs.ErrNotExist) {
 		return false
 	}
 	for _, dir := range p.distinct() {

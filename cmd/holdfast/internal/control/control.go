@@ -18,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"holdfast/conf"
 )
 
 // Status is what the daemon tells of itself.
@@ -64,7 +66,21 @@ type Daemon interface {
 	Wake()
 	// Retry takes a message again that is left alone: how many had the name.
 	Retry(ctx context.Context, queue, id string) (int, error)
+	// Settle carries out a person's decision about a held message.
+	Settle(ctx context.Context, o Order) error
+	// Sources are the files of the configuration in force.
+	Sources() []conf.Source
 }
+
+// Order is what a person decided about a held message.
+type Order struct {
+	Queue, ID string // any queue, if Queue is empty
+	Do        string // release or quarantine
+	By        string // who
+}
+
+// ErrNotHeld says that no such message is held.
+var ErrNotHeld = errors.New("no such message is held")
 
 const (
 	maxAnswer = 64 << 20 // bytes of an answer that a client reads
@@ -103,6 +119,20 @@ func Serve(ctx context.Context, path string, d Daemon) error {
 			return
 		}
 		fmt.Fprintf(w, "%d\n", n)
+	})
+	mux.HandleFunc("POST /v1/settle", func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		err := d.Settle(r.Context(), Order{Queue: q.Get("queue"), ID: q.Get("id"), Do: q.Get("do"), By: q.Get("by")})
+		a := settled{NotHeld: errors.Is(err, ErrNotHeld)}
+		if err != nil {
+			a.Error = err.Error()
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(a)
+	})
+	mux.HandleFunc("GET /v1/config", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(d.Sources())
 	})
 	srv := &http.Server{
 		Handler: mux, ReadTimeout: ioTimeout, WriteTimeout: ioTimeout, IdleTimeout: ioTimeout,
@@ -184,6 +214,44 @@ func (c *Client) Retry(ctx context.Context, queue, id string) (int, error) {
 		return 0, fmt.Errorf("read the daemon's answer: %w", err)
 	}
 	return n, nil
+}
+
+type settled struct {
+	NotHeld bool   `json:"not_held"`
+	Error   string `json:"error"`
+}
+
+// Settle has the daemon carry out a decision; ErrNotHeld, or ErrNoDaemon if
+// none runs.
+func (c *Client) Settle(ctx context.Context, o Order) error {
+	body, err := c.do(ctx, http.MethodPost, "/v1/settle?"+url.Values{"queue": {o.Queue}, "id": {o.ID}, "do": {o.Do}, "by": {o.By}}.Encode())
+	if err != nil {
+		return err
+	}
+	var a settled
+	switch err := json.Unmarshal(body, &a); {
+	case err != nil:
+		return fmt.Errorf("read the daemon's answer: %w", err)
+	case a.NotHeld:
+		return ErrNotHeld
+	case a.Error != "":
+		return errors.New(a.Error)
+	}
+	return nil
+}
+
+// Config asks for the configuration in force; ErrNoDaemon if none runs. The
+// files that it came from may have changed since.
+func (c *Client) Config(ctx context.Context) (*conf.Config, error) {
+	body, err := c.do(ctx, http.MethodGet, "/v1/config")
+	if err != nil {
+		return nil, err
+	}
+	var files []conf.Source
+	if err := json.Unmarshal(body, &files); err != nil {
+		return nil, fmt.Errorf("read the daemon's configuration: %w", err)
+	}
+	return conf.Parse(files)
 }
 
 func (c *Client) do(ctx context.Context, method, path string) ([]byte, error) {

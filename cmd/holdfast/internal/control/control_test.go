@@ -3,21 +3,32 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"holdfast/conf"
 )
 
 type daemon struct {
 	status Status
 	woken  chan struct{}
+	files  []conf.Source
 }
 
 func (d *daemon) Status(context.Context) (Status, error) { return d.status, nil }
 func (d *daemon) Retry(_ context.Context, queue, id string) (int, error) {
 	return len(queue) + len(id), nil
+}
+func (d *daemon) Sources() []conf.Source { return d.files }
+func (d *daemon) Settle(_ context.Context, o Order) error {
+	if o.ID == "nothing" {
+		return ErrNotHeld
+	}
+	return fmt.Errorf("told %+v", o)
 }
 func (d *daemon) Wake() { d.woken <- struct{}{} }
 
@@ -40,6 +51,22 @@ func serve(t *testing.T, path string, d Daemon) (stop func() error) {
 	}
 }
 
+func TestTheConfigurationInForceCanBeHad(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	text := "queues: [{name: q, type: sendmail, in: /in, out: /out}]\nmonitor: yes\n"
+	stop := serve(t, path, &daemon{files: []conf.Source{{Name: "/etc/h.yaml", Data: []byte(text)}}})
+	c, err := Dial(path).Config(t.Context())
+	if err != nil || !c.Monitor || c.Pos("monitor") != "/etc/h.yaml:2" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Dial(path).Config(t.Context()); !errors.Is(err, ErrNoDaemon) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestAClientSeesTheStatusAndWakesTheDaemon(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "control.sock")
 	d := &daemon{woken: make(chan struct{}, 1), status: Status{PID: 42, InFlight: []InFlight{{ID: "q1", Stage: "parse"}}}}
@@ -54,6 +81,12 @@ func TestAClientSeesTheStatusAndWakesTheDaemon(t *testing.T) {
 	<-d.woken
 	if n, err := Dial(path).Retry(t.Context(), "a&b", "c d"); err != nil || n != 6 {
 		t.Fatalf("%d, %v", n, err)
+	}
+	if err := Dial(path).Settle(t.Context(), Order{"q", "a b&", "release", "joe"}); err == nil || err.Error() != "told {Queue:q ID:a b& Do:release By:joe}" {
+		t.Fatal(err)
+	}
+	if err := Dial(path).Settle(t.Context(), Order{ID: "nothing"}); !errors.Is(err, ErrNotHeld) {
+		t.Fatal(err)
 	}
 	info, err := os.Stat(path)
 	if err != nil || info.Mode().Perm() != 0o600 {

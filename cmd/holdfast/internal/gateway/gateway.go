@@ -131,6 +131,7 @@ type Gateway struct {
 	wake    chan struct{}
 	ask     chan chan control.Status
 	retries chan retryRequest
+	settles chan settleRequest
 
 	mu     sync.Mutex
 	stamps map[poison.Key]stamp // written by runs, read by Status
@@ -188,7 +189,8 @@ func New(d Deps) *Gateway {
 		alarmed: map[string]int{},
 		results: make(chan runResult, s.Workers+2), listed: make(chan listed, 1),
 		wake: make(chan struct{}, 1), ask: make(chan chan control.Status), retries: make(chan retryRequest),
-		stamps: map[poison.Key]stamp{}, counts: map[string]int64{}, skips: map[string]int{},
+		settles: make(chan settleRequest),
+		stamps:  map[poison.Key]stamp{}, counts: map[string]int64{}, skips: map[string]int{},
 	}
 	for _, q := range d.Queues {
 		g.pickers = append(g.pickers, newPicker(q, g.backoff, g.listed, s.BatchMessages, s.Workers))

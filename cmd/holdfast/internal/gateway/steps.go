@@ -36,6 +36,8 @@ func (g *Gateway) wait(ctx context.Context) {
 		answer <- g.status(g.Now())
 	case r := <-g.retries:
 		r.answer <- g.retry(r.queue, r.name)
+	case r := <-g.settles:
+		r.answer <- g.settle(ctx, r.Order)
 	case <-t.C:
 	case <-ctx.Done():
 		if g.stopping { // already known: do not spin on it
@@ -213,8 +215,8 @@ func (g *Gateway) drop(m *message) {
 
 // leave keeps a message in the inbound queue: held by policy, or a dry run.
 func (g *Gateway) leave(m *message) {
-	until := g.Now().Add(100 * 365 * 24 * time.Hour)
-	why := "held by policy"
+	until := g.Now().Add(forever)
+	why := heldWhy(m.verdict)
 	if g.Settings.DryRun {
 		why = "dry run"
 	} else {
