@@ -208,7 +208,9 @@ func (w *world) commit(q *Queue, p path) (ledger map[string]queue.Stats, failed 
 			continue
 		}
 		if c.Decided() {
-			failed = errors.Join(failed, q.Resume(ctx, c).Err)
+			if err := q.Resume(ctx, c).Err; !errors.Is(err, queue.ErrGone) { // somebody else's: settled
+				failed = errors.Join(failed, err)
+			}
 			c.Close()
 			continue
 		}
