@@ -132,7 +132,7 @@ func (h *holder) put(b []byte) string {
 		d = filepath.Join(d, strings.Split(rest, "/")[0])
 		s.mkdir(d)
 	}
-	temp := filepath.Join(dir, "made.here")
+	temp := filepath.Join(dir, "made.there")
 	f, err := h.disk.Create(temp, 0o600)
 	if err != nil {
 		h.t.Fatal(err)
