@@ -13,6 +13,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +33,7 @@ import (
 	"holdfast/poison/recorder"
 	"holdfast/queue"
 	"holdfast/queue/history"
+	"holdfast/queue/inode"
 	"holdfast/queue/outbox"
 	"holdfast/queue/quarantine"
 	"holdfast/queue/sendmail"
@@ -212,6 +214,9 @@ func (s *supervisor) open(ctx context.Context) error {
 			return fmt.Errorf("make state directory: %w", err)
 		}
 	}
+	if err := s.lockAll(ctx); err != nil {
+		return err
+	}
 	led, err := ledger.Open(ctx, c.Paths.Ledger, guard, func(e ledger.Event) {
 		logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: e.Err, Fields: gateway.Fields{"what": "damaged ledger", "moved": e.Moved}})
 	})
@@ -232,20 +237,37 @@ func (s *supervisor) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !s.opts.dryRun {
-		for _, q := range queues {
-			s.later(func() error { q.Close(); return nil })
-			if err := q.HoldDirs(); err != nil {
-				return err
-			}
-		}
-	}
 	rec, last, err := recorder.Open(filepath.Join(c.State, "recorder"))
 	if err != nil {
 		return err
 	}
 	s.later(rec.Close)
 	return s.build(ctx, parts{led, store, queues, rec, last})
+}
+
+// lockAll takes the locks by which two daemons never work on one state
+// directory or one queue, before anything in them is opened: what the first
+// one has open is not damaged. A dry run changes neither.
+func (s *supervisor) lockAll(ctx context.Context) error {
+	if s.opts.dryRun {
+		return nil
+	}
+	var state inode.Dirs
+	s.later(func() error { state.Close(); return nil })
+	if err := state.Hold(s.conf.State); err != nil {
+		return fmt.Errorf("state directory %w", err)
+	}
+	queues, err := makeQueues(ctx, s.conf, lookingOnly)
+	if err != nil {
+		return err
+	}
+	for _, q := range queues {
+		s.later(func() error { q.Close(); return nil })
+		if err := q.HoldDirs(); err != nil {
+			return fmt.Errorf("queue directory %w", err)
+		}
+	}
+	return nil
 }
 
 type parts struct {
@@ -431,17 +453,28 @@ func (s *supervisor) purgeDaily(ctx context.Context) {
 	}
 }
 
-// guard opens and walks the ledger in a process that may die of it.
+// guard opens and walks the ledger in a process that may die of it, or never
+// end with it. That it could not be started, or is in use, is no damage.
 func guard(ctx context.Context, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, guardTime)
+	limited, cancel := context.WithTimeout(ctx, guardTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", childGuard, path)
+	cmd := exec.CommandContext(limited, "/proc/self/exe", childGuard, path)
 	var out bytes.Buffer
 	cmd.Stderr = &out
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("opening it: %w: %.500s", err, out.String())
+	err := cmd.Run()
+	said := strings.TrimSpace(out.String())
+	var ended *exec.ExitError
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil || !errors.As(err, &ended):
+		return fmt.Errorf("looking at it: %w", err)
+	case ended.ExitCode() == guardInUse:
+		return ledger.ErrInUse
+	case ended.ExitCode() == guardCannot:
+		return fmt.Errorf("looking at it: %.500s", said)
 	}
-	return nil
+	return fmt.Errorf("%w: looking at it ended with %w: %.500s", ledger.ErrDamaged, err, said)
 }
 
 // workerUser is who workers run as: 0 keeps our own user.

@@ -11,9 +11,11 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
+	bberrors "go.etcd.io/bbolt/errors"
 
 	"holdfast/poison/proc"
 )
@@ -144,6 +146,14 @@ type Ledger struct {
 
 const lockWait = 5 * time.Second
 
+// What a guard says of a ledger. Only damage is a reason to move it aside:
+// another process that has it locked, or a guard that could not do its work,
+// says nothing about the file.
+var (
+	ErrDamaged = errors.New("damaged")
+	ErrInUse   = errors.New("in use by another process")
+)
+
 // Event tells what opening a ledger had to do.
 type Event struct {
 	Moved string // where a damaged one was put
@@ -152,7 +162,7 @@ type Event struct {
 
 // Open opens or makes the ledger. Guard opens and walks the file first, in a
 // process of its own: a damaged one can kill whoever opens it. If the guard
-// fails the file is moved aside, and an empty one made.
+// says ErrDamaged the file is moved aside, and an empty one made.
 func Open(ctx context.Context, path string, guard func(context.Context, string) error, report func(Event)) (*Ledger, error) {
 	self, err := Self()
 	if err != nil {
@@ -160,8 +170,8 @@ func Open(ctx context.Context, path string, guard func(context.Context, string) 
 	}
 	if st, err := os.Stat(path); err == nil && guard != nil {
 		gerr := guard(ctx, path)
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("ledger %s is in use by another process: %w", path, errors.Join(gerr, ctx.Err()))
+		if gerr != nil && !errors.Is(gerr, ErrDamaged) {
+			return nil, fmt.Errorf("ledger %s: %w", path, gerr)
 		}
 		if gerr != nil || st.Size() == 0 {
 			aside := fmt.Sprintf("%s.damaged-%s", path, time.Now().UTC().Format("20060102T150405.000"))
@@ -176,7 +186,7 @@ func Open(ctx context.Context, path string, guard func(context.Context, string) 
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
 	if err != nil {
-		return nil, fmt.Errorf("open ledger %s: %w", path, err)
+		return nil, fmt.Errorf("ledger %s: %w", path, opening(err))
 	}
 	l := &Ledger{db: db, self: self, Now: time.Now, Age: 10 * time.Minute}
 	if err := l.prepare(); err != nil {
@@ -210,15 +220,29 @@ func (l *Ledger) prepare() error {
 	})
 }
 
+// opening says what bbolt means by an error: the machine's are the machine's,
+// and what it does not like in the file is damage.
+func opening(err error) error {
+	var machine syscall.Errno
+	switch {
+	case errors.Is(err, bberrors.ErrTimeout):
+		return ErrInUse
+	case errors.As(err, &machine):
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
+}
+
 // Walk opens a ledger and visits every page and row: what a guard process
-// does. It returns an error, or dies.
+// does. It returns an error, ErrDamaged only for what is wrong with the file
+// itself, or dies of it.
 func Walk(path string) error {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, ReadOnly: true})
 	if err != nil {
-		return err
+		return opening(err)
 	}
 	defer db.Close()
-	return db.View(func(tx *bbolt.Tx) error {
+	err = db.View(func(tx *bbolt.Tx) error {
 		var errs []error
 		for err := range tx.Check() {
 			errs = append(errs, err)
@@ -227,13 +251,17 @@ func Walk(path string) error {
 			return b.ForEach(func(_, _ []byte) error { return nil })
 		}))...)
 	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return nil
 }
 
 // OpenReadOnly opens the ledger for looking, while no daemon runs.
 func OpenReadOnly(path string) (*Ledger, error) {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, ReadOnly: true})
 	if err != nil {
-		return nil, fmt.Errorf("open ledger %s: %w", path, err)
+		return nil, fmt.Errorf("ledger %s: %w", path, opening(err))
 	}
 	return &Ledger{db: db, Now: time.Now}, nil
 }
