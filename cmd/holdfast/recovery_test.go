@@ -2,13 +2,16 @@ package main
 
 import (
 	"encoding/json"
+	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"go.etcd.io/bbolt"
 
+	"holdfast/cmd/holdfast/internal/control"
 	"holdfast/cmd/holdfast/internal/sample"
 	"holdfast/poison/ledger"
 )
@@ -114,4 +117,56 @@ func (s *site) rewriteOwners(o ledger.Owner, began time.Time) (rows int) {
 		s.t.Fatal(err)
 	}
 	return rows
+}
+
+// TestAHalfWrittenMessageIsNotTakenForDeadly: each look at it fails, and lives
+// end and are reloaded meanwhile, but Holdfast never dies. Once its writer has
+// finished it, it leaves.
+func TestAHalfWrittenMessageIsNotTakenForDeadly(t *testing.T) {
+	m := sample.Demo(1, -1, -1)[0]
+	s := newSite(t, nil, "log: {level: error}\npoll: 1s\n")
+	whole := m.Control()
+	if err := m.Write(s.in); err != nil {
+		t.Fatal(err)
+	}
+	qf := s.in + "/qf" + m.ID
+	if err := os.WriteFile(qf, whole[:len(whole)-2], 0o640); err != nil {
+		t.Fatal(err)
+	}
+	drain := func(want int, says string) {
+		t.Helper()
+		if code, out, errs := s.run(normal, "run", "--drain"); code != want || !strings.Contains(out, says) {
+			t.Errorf("exit %d\n%s%s", code, out, errs)
+		}
+	}
+	for range 3 {
+		drain(exitPartly, "not complete yet")
+	}
+	cmd := s.daemon(normal)
+	client := control.Dial(s.dir + "/state/control.sock")
+	for range 2 {
+		st, err := client.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		s.until("the configuration is read again", func() bool {
+			now, err := client.Status(t.Context())
+			return err == nil && now.Loaded.After(st.Loaded) && len(now.Waiting) == 1
+		})
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(qf, whole, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	drain(0, "release 1")
+	s.messages = append(s.messages, m)
+	s.account(nil, nil)
 }

@@ -115,6 +115,7 @@ type Gateway struct {
 	paused   bool
 	lowSpace string
 	stopping bool
+	stamped  bool // the recorder says what is being done
 	turn     int // which queue is next
 	changes  int // counts messages that were let go of
 	total    int // messages seen so far, for progress

@@ -25,6 +25,7 @@ func (g *Gateway) Run(ctx context.Context) (Summary, error) {
 		g.Beat()
 		g.look(ctx)
 		if err := g.claim(ctx, listing); err != nil {
+			g.unstamp()
 			return g.summary(start), err
 		}
 		g.start(ctx)
@@ -33,7 +34,9 @@ func (g *Gateway) Run(ctx context.Context) (Summary, error) {
 		}
 		g.wait(ctx)
 	}
-	return g.summary(start), g.finish(ctx)
+	sum, err := g.summary(start), g.finish(ctx)
+	g.unstamp() // an orderly end is nobody's death
+	return sum, err
 }
 
 // look reads what may stop claiming: the pause file, the disks, the clock.
@@ -167,6 +170,12 @@ func (g *Gateway) begin(ctx context.Context, batch []*message) ([]poison.Event, 
 // read reads the envelope and renders the message; a decided one is resumed
 // instead. It reports whether there is something for a worker.
 func (g *Gateway) read(ctx context.Context, m *message) bool {
+	ok := g.readStamped(ctx, m)
+	g.unstamp() // never deferred: a panic must leave the stamp
+	return ok
+}
+
+func (g *Gateway) readStamped(ctx context.Context, m *message) bool {
 	g.stamp("read", m)
 	env, err := m.claim.Read(ctx)
 	if err != nil {
@@ -186,7 +195,6 @@ func (g *Gateway) read(ctx context.Context, m *message) bool {
 	if m.render, err = m.claim.Render(ctx); err == nil {
 		m.size, err = sizeOf(m.render)
 	}
-	g.unstamp()
 	if err != nil {
 		g.cannot(m.id(), "render", err)
 		g.drop(m)

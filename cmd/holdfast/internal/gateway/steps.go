@@ -150,12 +150,19 @@ func (g *Gateway) exclusive() bool {
 func (g *Gateway) stamp(step string, m *message) { g.recorderStamp(step, string(m.key)) }
 
 func (g *Gateway) recorderStamp(step, item string) {
+	g.stamped = true
 	if err := g.Recorder.Stamp(step, item); err != nil {
 		g.Report(problem("recorder", err))
 	}
 }
 
+// unstamp says that nothing dangerous is being done: every way out of a step
+// comes by here, or the next life takes our orderly end for a death.
 func (g *Gateway) unstamp() {
+	if !g.stamped {
+		return
+	}
+	g.stamped = false
 	if err := g.Recorder.Clear(); err != nil {
 		g.Report(problem("recorder", err))
 	}
@@ -193,6 +200,7 @@ func (g *Gateway) putBack(m *message, why string) {
 // drop lets go of a message: lock, descriptors, and with the next Begin its
 // row in the ledger.
 func (g *Gateway) drop(m *message) {
+	g.unstamp()
 	m.claim.Close()
 	if m.render != nil {
 		m.render.Close()
