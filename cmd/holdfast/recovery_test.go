@@ -170,3 +170,52 @@ func TestAHalfWrittenMessageIsNotTakenForDeadly(t *testing.T) {
 	s.messages = append(s.messages, m)
 	s.account(nil, nil)
 }
+
+// TestTheTokenOutlivesTheLedger, and the ledger's copy the file: by it we know
+// our own marks in the queue again.
+func TestTheTokenOutlivesTheLedger(t *testing.T) {
+	s := newSite(t, nil, "log: {level: error}\n")
+	path := s.dir + "/state/token"
+	var first string
+	for _, gone := range []string{"", "ledger.db", "token", "ledger.db"} {
+		if gone != "" {
+			if err := os.Remove(s.dir + "/state/" + gone); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if code, out, errs := s.run(normal, "run", "--drain"); code != 0 {
+			t.Fatalf("without %s: exit %d\n%s%s", gone, code, out, errs)
+		}
+		text, err := os.ReadFile(path)
+		st, serr := os.Stat(path)
+		if err != nil || serr != nil || st.Mode().Perm() != 0o600 || len(text) != 33 {
+			t.Fatalf("without %s: %q, %v, %v", gone, text, err, serr)
+		}
+		if first == "" {
+			first = string(text)
+		}
+		if string(text) != first {
+			t.Errorf("without %s the token %q became %q", gone, first, text)
+		}
+	}
+	// A damaged one is put back from the ledger; without that it is an error
+	// that says what to do, not a new token.
+	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := s.run(normal, "run", "--drain"); code != 0 {
+		t.Errorf("exit %d, %s", code, errs)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != first {
+		t.Errorf("%q, %v", text, err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(s.dir + "/state/ledger.db"); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := s.run(normal, "run", "--drain"); code != exitFailed || !strings.Contains(errs, "token is damaged: put it back") {
+		t.Errorf("exit %d, %s", code, errs)
+	}
+}

@@ -225,7 +225,7 @@ func (s *supervisor) open(ctx context.Context) error {
 	}
 	s.later(led.Close)
 	led.Age = c.Ledger.Age
-	token, err := led.Token()
+	token, err := installationToken(filepath.Join(c.State, "token"), led)
 	if err != nil {
 		return err
 	}

@@ -4,8 +4,6 @@ package ledger
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -207,15 +205,6 @@ func (l *Ledger) prepare() error {
 		if v := meta.Get([]byte("schema")); v != nil && string(v) != schema {
 			return fmt.Errorf("it was written by another version (schema %.20q)", v)
 		}
-		if meta.Get([]byte("token")) == nil {
-			b := make([]byte, 16)
-			if _, err := rand.Read(b); err != nil {
-				return err
-			}
-			if err := meta.Put([]byte("token"), []byte(hex.EncodeToString(b))); err != nil {
-				return err
-			}
-		}
 		return meta.Put([]byte("schema"), []byte(schema))
 	})
 }
@@ -269,7 +258,12 @@ func OpenReadOnly(path string) (*Ledger, error) {
 // Close closes the file.
 func (l *Ledger) Close() error { return l.db.Close() }
 
-// Token is this installation's.
+// SetToken keeps a copy of the installation's token.
+func (l *Ledger) SetToken(token string) error {
+	return l.update("keep the token", func(tx *bbolt.Tx) error { return tx.Bucket(tables.meta).Put([]byte("token"), []byte(token)) })
+}
+
+// Token is the copy of the installation's token, "" if there is none yet.
 func (l *Ledger) Token() (token string, err error) {
 	err = l.db.View(func(tx *bbolt.Tx) error {
 		token = string(tx.Bucket(tables.meta).Get([]byte("token")))
