@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,8 +25,8 @@ func (s *site) daemon(bin string, env ...string) *exec.Cmd {
 	cmd := exec.Command(bin, "run", "-c", s.config)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	var log lockedBuffer
-	cmd.Stdout, cmd.Stderr = &log, &log
+	log := &s.log
+	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -257,5 +258,98 @@ func TestOneLogLinePerMessage(t *testing.T) {
 		if n != 30 {
 			t.Errorf("%s: %d lines about 30 messages", format, n)
 		}
+	}
+}
+
+// TestAReloadThatCannotWorkIsRefused: the old configuration stays, before the
+// old life has ended, for everything that would keep a new one from working.
+// One that cannot be opened all the same is put back, loudly.
+func TestAReloadThatCannotWorkIsRefused(t *testing.T) {
+	s := newSite(t, nil, "")
+	other, err := os.MkdirTemp("/dev/shm", "holdfast-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(other) })
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(s.dir+"/state2/recorder", 0o700); err != nil { // in the way of a file
+		t.Fatal(err)
+	}
+	good := string(text)
+	cmd := s.daemon(normal)
+	client := control.Dial(s.dir + "/state/control.sock")
+	began, err := client.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range []struct{ config, why string }{
+		{good + "nonsense: 1\n", "nonsense"},
+		{good + "user: nosuchuser\n", "nosuchuser"},
+		{strings.Replace(good, "out: "+s.out, "out: "+s.dir+"/missing", 1), "missing"},
+		{strings.Replace(good, "out: "+s.out, "out: "+other, 1), "no outbound directory is on the file system"},
+		{strings.Replace(good, "state: "+s.dir+"/state", "state: "+s.config+"/state", 1), "make state directory"},
+		{good + "notify: {command: [" + s.dir + "/tell]}\n", s.dir + "/tell"},
+		{strings.Replace(good, "state: "+s.dir+"/state", "state: "+s.dir+"/state2", 1), "flight recorder"},
+	} {
+		if err := os.WriteFile(s.config, []byte(c.config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		s.until("the reload is refused because of "+c.why, func() bool {
+			st, err := client.Status(t.Context())
+			return err == nil && strings.Contains(st.ReloadRefused, c.why)
+		})
+		m := sample.Demo(i+1, -1, -1)[i]
+		if err := m.Write(s.in); err != nil {
+			t.Fatal(err)
+		}
+		s.messages = append(s.messages, m)
+		s.until("mail passes after the refusal", func() bool {
+			_, err := os.Stat(s.out + "/qf" + m.ID)
+			return err == nil
+		})
+		st, err := client.Status(t.Context())
+		if err != nil || st.PID != began.PID || !st.Loaded.Equal(began.Loaded) {
+			t.Errorf("%s: process %d with the configuration of %s, %v", c.why, st.PID, st.Loaded, err)
+		}
+		if ended := strings.Count(s.log.String(), "msg=reloading"); ended > 0 && i < 6 {
+			t.Errorf("%s: the old life was ended", c.why)
+		}
+	}
+	log := s.log.String()
+	for want, n := range map[string]int{
+		"level=warning msg=\"reload refused\"": 6, "level=error msg=\"reload failed\"": 1, "the old configuration is used again": 1, "msg=stopping": 0,
+	} {
+		if strings.Count(log, want) != n {
+			t.Errorf("%q is not %d times in the log", want, n)
+		}
+	}
+	s.inOrder(`msg=started config=\S+ pid=\d+ queues="mta: \S+/in to \S+/out" version=\S+ workers=\d`, `msg=reloading`, `msg="reload failed"`, `msg=reloaded config=\S+ pid=\d+`)
+	if err := os.WriteFile(s.config, []byte(good+"monitor: true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	s.until("the good one is taken", func() bool { return strings.Contains(s.log.String(), "monitor=true") })
+	s.account(nil, nil)
+}
+
+// inOrder looks for lines in the daemon's log, one after the other.
+func (s *site) inOrder(want ...string) {
+	s.t.Helper()
+	rest := s.log.String()
+	for _, w := range want {
+		at := regexp.MustCompile(w).FindStringIndex(rest)
+		if at == nil {
+			s.t.Errorf("the log lacks %q, or not in this order", w)
+			return
+		}
+		rest = rest[at[1]:]
 	}
 }

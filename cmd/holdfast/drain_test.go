@@ -39,6 +39,7 @@ type site struct {
 	dir, in, out string
 	config       string
 	messages     []sample.Message
+	log          lockedBuffer // of the daemon
 }
 
 func newSite(t *testing.T, messages []sample.Message, extra string) *site {

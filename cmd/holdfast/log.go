@@ -134,9 +134,10 @@ func levelOf(e gateway.Event) logrus.Level {
 		return logrus.DebugLevel
 	}
 	switch e.Name {
-	case gateway.EventMessage, gateway.EventLeftAlone, gateway.EventStopping, gateway.EventSwept, gateway.EventPause, gateway.EventRetry:
+	case gateway.EventMessage, gateway.EventLeftAlone, gateway.EventStopping, gateway.EventSwept, gateway.EventPause, gateway.EventRetry,
+		gateway.EventStarted, gateway.EventReloading, gateway.EventReloaded:
 		return logrus.InfoLevel
-	case gateway.EventProblem, gateway.EventConvicted, gateway.EventAside, gateway.EventCrash, gateway.EventAlarm:
+	case gateway.EventProblem, gateway.EventConvicted, gateway.EventAside, gateway.EventCrash, gateway.EventAlarm, gateway.EventReloadFailed:
 		return logrus.ErrorLevel
 	}
 	return logrus.WarnLevel

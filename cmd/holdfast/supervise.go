@@ -47,7 +47,8 @@ const guardTime = 2 * time.Minute
 type supervisor struct {
 	g       *global
 	opts    runOptions
-	conf    *conf.Config
+	read    *conf.Config // as it was read
+	conf    *conf.Config // as it is used: a dry run has a state of its own
 	log     *logrus.Logger
 	started time.Time
 	loaded  time.Time
@@ -71,31 +72,39 @@ func supervise(ctx context.Context, g *global, opts runOptions) (gateway.Summary
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, unix.SIGHUP)
 	defer signal.Stop(hup)
-	started := time.Now()
-	loaded := started
-	before := map[string]int64{}
+	now := time.Now()
+	s := &supervisor{g: g, opts: opts, read: c, conf: c, started: now, loaded: now, before: map[string]int64{}, notify: notify.FromEnv()}
+	event := gateway.EventStarted
+	var old *supervisor // the one that s takes the place of
 	for {
-		s := &supervisor{g: g, opts: opts, conf: c, started: started, loaded: loaded, before: maps.Clone(before), notify: notify.FromEnv()}
-		next, sum, err := s.life(ctx, hup)
-		for k, n := range sum.Counts {
-			before[k] += n
+		if err := s.open(ctx); err != nil {
+			s.close()
+			if old == nil || ctx.Err() != nil {
+				return gateway.Summary{}, err
+			}
+			s, old, event = old.again(err), nil, gateway.EventReloaded
+			continue
 		}
+		logEvent(s.log, gateway.Event{Name: event, Fields: s.describe()})
+		next, sum, err := s.life(ctx, hup)
 		if err != nil || next == nil {
 			return sum, err
 		}
-		c, loaded = next, time.Now()
+		s, old, event = s.next(next), s, gateway.EventReloaded
+		s.before = maps.Clone(s.before)
+		for k, n := range sum.Counts {
+			s.before[k] += n
+		}
+		s.loaded = time.Now()
 	}
 }
 
-// life runs one gateway. It returns the new configuration if a reload ended
-// it.
+// life runs one gateway that is open. It returns the new configuration if a
+// reload ended it.
 func (s *supervisor) life(ctx context.Context, hup <-chan os.Signal) (*conf.Config, gateway.Summary, error) {
 	defer s.close()
-	if err := s.open(ctx); err != nil {
-		return nil, gateway.Summary{}, err
-	}
-	run, stop := context.WithCancel(ctx)
-	defer stop()
+	run, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	served := make(chan error, 1)
 	if s.opts.dryRun {
 		served = nil
@@ -125,32 +134,16 @@ func (s *supervisor) life(ctx context.Context, hup <-chan os.Signal) (*conf.Conf
 			return next, e.sum, e.err
 		case err := <-served:
 			if err != nil {
-				stop()
+				stop(err)
 				e := <-done
 				return nil, e.sum, errors.Join(err, e.err)
 			}
 		case <-hup:
 			if next = s.reload(ctx); next != nil {
-				stop()
+				stop(gateway.ErrReload)
 			}
 		}
 	}
-}
-
-// reload reads the configuration again. A bad one changes nothing.
-func (s *supervisor) reload(ctx context.Context) *conf.Config {
-	next, err := s.g.load()
-	if err == nil {
-		_, err = makeQueues(ctx, next, lookingOnly)
-	}
-	if err != nil {
-		logEvent(s.log, gateway.Event{Name: "reload refused", Err: err})
-		why := err.Error()
-		s.refused.Store(&why)
-		return nil
-	}
-	logEvent(s.log, gateway.Event{Name: "reload"})
-	return next
 }
 
 func (s *supervisor) say(state string) {
@@ -209,10 +202,8 @@ func (s *supervisor) open(ctx context.Context) error {
 		}
 		c = s.conf
 	}
-	for _, dir := range []string{c.State, c.Paths.Work, c.Paths.Outbox, c.Paths.Evidence, c.Paths.History, s.runDir()} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("make state directory: %w", err)
-		}
+	if err := makeState(c); err != nil {
+		return err
 	}
 	if err := s.lockAll(ctx); err != nil {
 		return err
@@ -280,7 +271,7 @@ type parts struct {
 
 func (s *supervisor) build(ctx context.Context, p parts) error {
 	c := s.conf
-	killed, err := proc.KillLeftovers(s.runDir())
+	killed, err := proc.KillLeftovers(runDir(c))
 	if err != nil {
 		return err
 	}
@@ -301,7 +292,7 @@ func (s *supervisor) build(ctx context.Context, p parts) error {
 		Report: func(e gateway.Event) { logEvent(s.log, e) },
 		Canary: func(ctx context.Context) error { return supervisorCanary(ctx, c) },
 		Runner: &gateway.Workers{
-			Path: "/proc/self/exe", Args: []string{childWorker}, Starter: starter, UID: uid, GID: gid, RunDir: s.runDir(),
+			Path: "/proc/self/exe", Args: []string{childWorker}, Starter: starter, UID: uid, GID: gid, RunDir: runDir(c),
 			MoreMemory: int64(c.Limits.MemoryRetry), CPU: c.Limits.CPU, Wall: c.Limits.Wall, Build: version,
 			Settings: wire.Settings{
 				BestEffort: c.Sandbox == conf.SandboxBestEffort, Memory: int64(c.Limits.Memory), FileSize: int64(c.Limits.FileSize),
@@ -399,7 +390,7 @@ func policy(c *conf.Config) scan.Policy {
 	}
 }
 
-func (s *supervisor) runDir() string { return filepath.Join(s.conf.State, "run") }
+func runDir(c *conf.Config) string { return filepath.Join(c.State, "run") }
 
 // throwAway puts all state of a dry run into a directory that goes with it.
 func (s *supervisor) throwAway() error {

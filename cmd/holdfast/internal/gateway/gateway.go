@@ -116,9 +116,9 @@ type Gateway struct {
 	lowSpace string
 	stopping bool
 	stamped  bool // the recorder says what is being done
-	turn     int // which queue is next
-	changes  int // counts messages that were let go of
-	total    int // messages seen so far, for progress
+	turn     int  // which queue is next
+	changes  int  // counts messages that were let go of
+	total    int  // messages seen so far, for progress
 	alarmed  map[string]int
 
 	results chan runResult

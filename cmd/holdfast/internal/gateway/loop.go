@@ -45,7 +45,11 @@ func (g *Gateway) look(ctx context.Context) {
 	g.lookAtSpace()
 	if ctx.Err() != nil && !g.stopping {
 		g.stopping = true
-		g.Report(Event{Name: EventStopping, Fields: Fields{"in_flight": len(g.messages)}})
+		name := EventStopping
+		if errors.Is(context.Cause(ctx), ErrReload) {
+			name = EventReloading
+		}
+		g.Report(Event{Name: name, Fields: Fields{"in_flight": len(g.messages)}})
 	}
 	now := g.Now()
 	for i := 0; i < len(g.waits); i++ {
