@@ -353,3 +353,49 @@ func (s *site) inOrder(want ...string) {
 		rest = rest[at[1]:]
 	}
 }
+
+// TestNothingIsPurgedBecauseALifeBegins: what is over may be just what
+// somebody wants to see after a crash.
+func TestNothingIsPurgedBecauseALifeBegins(t *testing.T) {
+	s := newSite(t, nil, "")
+	old := []string{s.dir + "/state/history/20200101.jsonl", s.dir + "/state/evidence/20200101-x/message"}
+	for _, path := range old {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("{}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+	if err := os.Chtimes(filepath.Dir(old[1]), long, long); err != nil {
+		t.Fatal(err)
+	}
+	cmd := s.daemon(normal)
+	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	s.until("it is reloaded", func() bool { return strings.Contains(s.log.String(), "msg=reloaded") })
+	if strings.Contains(s.log.String(), "purged") {
+		t.Error("it purged")
+	}
+	for _, path := range old {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestPurgesComeOnceADay(t *testing.T) {
+	for now, want := range map[string]string{
+		"2026-11-24 00:00": "2026-11-24 03:30", "2026-11-24 03:29": "2026-11-24 03:30", "2026-11-24 03:30": "2026-11-25 03:30", "2026-12-31 23:59": "2027-01-01 03:30",
+	} {
+		at, err := time.Parse("2006-01-02 15:04", now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := nextPurge(at).Format("2006-01-02 15:04"); got != want {
+			t.Errorf("at %s the next is at %s, not %s", now, got, want)
+		}
+	}
+}

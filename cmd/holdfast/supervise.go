@@ -310,7 +310,6 @@ func (s *supervisor) build(ctx context.Context, p parts) error {
 		return err
 	}
 	s.gate = gateway.New(d)
-	s.purge()
 	return s.gate.Recover(ctx, p.last, keeper.LastDeath())
 }
 
@@ -430,18 +429,29 @@ func (s *supervisor) watch(ctx context.Context) {
 	}
 }
 
-// purgeDaily keeps what is over from growing for as long as the daemon runs.
+// purgeDaily keeps what is over from growing: once a day at a quiet hour, and
+// never because a life begins, for that may be just after what it should show.
 func (s *supervisor) purgeDaily(ctx context.Context) {
-	t := time.NewTicker(24 * time.Hour)
-	defer t.Stop()
 	for {
+		t := time.NewTimer(time.Until(nextPurge(time.Now())))
 		select {
 		case <-t.C:
 			s.purge()
 		case <-ctx.Done():
+			t.Stop()
 			return
 		}
 	}
+}
+
+// nextPurge is half past three in the morning, local time. A fixed hour comes
+// however often the configuration is read again.
+func nextPurge(now time.Time) time.Time {
+	at := time.Date(now.Year(), now.Month(), now.Day(), 3, 30, 0, 0, now.Location())
+	if !at.After(now) {
+		at = time.Date(now.Year(), now.Month(), now.Day()+1, 3, 30, 0, 0, now.Location())
+	}
+	return at
 }
 
 // guard opens and walks the ledger in a process that may die of it, or never
