@@ -189,10 +189,10 @@ func contains(all []string, s string) bool {
 
 // returnAside ends, without a daemon, a message's being set aside.
 func returnAside(ctx context.Context, c *conf.Config, inQueue, id string) (n int, err error) {
-	if _, err := os.Stat(c.Paths.Ledger); err != nil {
-		return 0, nil // Holdfast has never run here
+	if !ledgerSound(ctx, c.Paths.Ledger) {
+		return 0, nil
 	}
-	l, err := ledger.Open(ctx, c.Paths.Ledger, guard, func(ledger.Event) {})
+	l, err := ledger.Open(ctx, c.Paths.Ledger, nil, func(ledger.Event) {})
 	if err != nil {
 		return 0, err
 	}
@@ -212,11 +212,30 @@ func returnAside(ctx context.Context, c *conf.Config, inQueue, id string) (n int
 	return n, nil
 }
 
+// ledgerSound says whether there is a ledger that can be opened without dying
+// of it. A damaged one is said so, and left for the next start of the daemon
+// to move aside: whoever looks at the queue can do without it.
+func ledgerSound(ctx context.Context, path string) bool {
+	if _, err := os.Stat(path); err != nil {
+		return false // Holdfast has never run here
+	}
+	err := guard(ctx, path)
+	if err == nil {
+		return true
+	}
+	why := err.Error()
+	if errors.Is(err, ledger.ErrDamaged) {
+		why = "damaged; the next start of the daemon moves it aside"
+	}
+	fmt.Fprintf(os.Stderr, "holdfast: what is held back cannot be told: ledger %s: %s\n", safe.Text(path), safe.Text(why))
+	return false
+}
+
 // setAsideRows tells, without a daemon, what is held back.
-func setAsideRows(_ context.Context, c *conf.Config) (map[string]queueRow, error) {
+func setAsideRows(ctx context.Context, c *conf.Config) (map[string]queueRow, error) {
 	out := map[string]queueRow{}
-	if _, err := os.Stat(c.Paths.Ledger); err != nil {
-		return out, nil // Holdfast has never run here
+	if !ledgerSound(ctx, c.Paths.Ledger) {
+		return out, nil
 	}
 	l, err := ledger.OpenReadOnly(c.Paths.Ledger)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"go.etcd.io/bbolt"
 
 	"holdfast/cmd/holdfast/internal/control"
 	"holdfast/cmd/holdfast/internal/sample"
@@ -39,7 +40,7 @@ func TestScripts(t *testing.T) {
 			return os.WriteFile(filepath.Join(env.WorkDir, "c.yaml"), []byte(config), 0o600)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"samples": scriptSamples, "hostile": scriptHostile, "item": scriptItem, "up": scriptUp, "settled": scriptSettled, "signal": scriptSignal, "refused": scriptRefused, "reloaded": scriptReloaded,
+			"samples": scriptSamples, "hostile": scriptHostile, "item": scriptItem, "up": scriptUp, "settled": scriptSettled, "signal": scriptSignal, "refused": scriptRefused, "garbage": scriptGarbage, "reloaded": scriptReloaded,
 		},
 	})
 }
@@ -103,6 +104,28 @@ func scriptSignal(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	parent := regexp.MustCompile(`PPid:\t(\d+)`).FindSubmatch(stat)
 	ts.Check(ts.Exec("kill", "-"+args[0], string(parent[1])))
+}
+
+// garbage FILE: a ledger whose pages are damaged below the first, which kills
+// whoever opens it.
+func scriptGarbage(ts *testscript.TestScript, _ bool, args []string) {
+	path := ts.MkAbs(args[0])
+	db, err := bbolt.Open(path, 0o600, nil)
+	ts.Check(err)
+	ts.Check(db.Update(func(tx *bbolt.Tx) error {
+		b, err := tx.CreateBucketIfNotExists([]byte("aside"))
+		for i := 0; err == nil && i < 300; i++ {
+			err = b.Put(fmt.Appendf(nil, "%0200d", i), []byte("x"))
+		}
+		return err
+	}))
+	ts.Check(db.Close())
+	text, err := os.ReadFile(path)
+	ts.Check(err)
+	for i := 2 * os.Getpagesize(); i < len(text); i++ {
+		text[i] = 0xA5
+	}
+	ts.Check(os.WriteFile(path, text, 0o600))
 }
 
 // refused waits until the daemon says that it refused to reload.
