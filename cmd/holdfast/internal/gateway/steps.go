@@ -168,21 +168,31 @@ func (g *Gateway) unstamp() {
 	}
 }
 
+// patience is how many looks a message that is busy, or being written, is
+// given before the log speaks of it: most are well at the next one.
+const patience = 3
+
 // cannot books that a step failed for one message: it is left as it is and
 // tried again later. The log gets one line until the reason changes.
 func (g *Gateway) cannot(id queue.ID, step string, err error) {
 	if errors.Is(err, queue.ErrGone) {
 		g.backoff.forget(id)
-		return // delivered, moved or removed by somebody else: their right
+		if step != "lock" { // delivered, moved or removed by somebody else while we held it
+			g.Report(Event{Name: EventGone, ID: id, Err: err, Fields: Fields{"step": step}})
+		}
+		return
 	}
 	why := step + ": " + err.Error()
 	was, known := g.backoff.last(id)
 	w := g.backoff.delay(id, g.Now(), why)
-	if known && was == why {
+	e := Event{Name: EventSkipped, ID: id, Err: err, Fields: Fields{"step": step, "next_try": w.Until.Format(time.RFC3339)}}
+	switch passing := errors.Is(err, queue.ErrBusy) || errors.Is(err, queue.ErrIncomplete); {
+	case passing && w.Tries != patience:
+		e.Quiet = true
+	case !passing && known && was == why:
 		return
 	}
-	quiet := errors.Is(err, queue.ErrBusy) || errors.Is(err, queue.ErrIncomplete)
-	g.Report(Event{Name: EventSkipped, ID: id, Err: err, Quiet: quiet && w.Tries < 3, Fields: Fields{"step": step, "next_try": w.Until.Format(time.RFC3339)}})
+	g.Report(e)
 }
 
 // putBack unlocks a claimed message untouched; it will be claimed again.
