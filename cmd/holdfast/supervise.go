@@ -148,8 +148,13 @@ func (s *supervisor) life(ctx context.Context, hup <-chan os.Signal) (*conf.Conf
 
 func (s *supervisor) say(state string) {
 	if err := s.notify.Send(state); err != nil {
-		logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: err})
+		s.trouble("systemd not told", err, nil)
 	}
+}
+
+// trouble logs what failed outside the loop.
+func (s *supervisor) trouble(what string, err error, f gateway.Fields) {
+	logEvent(s.log, gateway.Event{Name: what, Err: err, Trouble: true, Fields: f})
 }
 
 // Status adds what the loop does not know.
@@ -177,7 +182,7 @@ func (s *supervisor) Wake() { s.gate.Wake() }
 func (s *supervisor) close() {
 	for i := len(s.closers) - 1; i >= 0; i-- {
 		if err := s.closers[i](); err != nil {
-			logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: err})
+			s.trouble("not closed in order", err, nil)
 		}
 	}
 }
@@ -209,7 +214,7 @@ func (s *supervisor) open(ctx context.Context) error {
 		return err
 	}
 	led, err := ledger.Open(ctx, c.Paths.Ledger, guard, func(e ledger.Event) {
-		logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: e.Err, Fields: gateway.Fields{"what": "damaged ledger", "moved": e.Moved}})
+		s.trouble("damaged ledger moved aside", e.Err, gateway.Fields{"moved": e.Moved})
 	})
 	if err != nil {
 		return err
@@ -325,9 +330,7 @@ func (s *supervisor) openOutbox(d *gateway.Deps) error {
 	}
 	s.courier = courier.New(courier.Courier{
 		Box: box, Command: n.Command.Words, Timeout: n.Timeout, GiveUp: n.GiveUp, Now: time.Now,
-		Report: func(err error) {
-			logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: err, Fields: gateway.Fields{"what": "notify"}})
-		},
+		Report: func(err error) { s.trouble("notice not delivered", err, nil) },
 	})
 	d.Outbox, d.Deliver = box, s.courier.Wake
 	return nil
@@ -357,10 +360,10 @@ func (s *supervisor) purge() {
 	gone, err := evidence.Dir{Root: c.Paths.Evidence}.Purge(time.Now(), c.Keep.Evidence, int64(c.Keep.EvidenceSize))
 	days, herr := history.Purge(c.Paths.History, time.Now().Add(-c.Keep.History))
 	if err = errors.Join(err, herr); err != nil {
-		logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: err})
+		s.trouble("not purged", err, nil)
 	}
 	if len(gone)+len(days) > 0 {
-		logEvent(s.log, gateway.Event{Name: "purged", Fields: gateway.Fields{"evidence": len(gone), "history_days": len(days)}})
+		logEvent(s.log, gateway.Event{Name: gateway.EventPurged, Fields: gateway.Fields{"evidence": len(gone), "history_days": len(days)}})
 	}
 }
 

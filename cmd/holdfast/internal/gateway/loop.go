@@ -319,7 +319,7 @@ func (g *Gateway) commit(ctx context.Context, ms []*message) {
 			err = g.Ledger.Decided(ctx, rows)
 		}
 		if err != nil {
-			g.Report(problem("commit", fmt.Errorf("record %d decisions: %w", len(rows), err)))
+			g.Report(problem("decisions not recorded", fmt.Errorf("record %d decisions: %w", len(rows), err)))
 			for _, m := range ms {
 				g.cannot(m.id(), "commit", err)
 				g.drop(m)

@@ -24,7 +24,7 @@ const deadlyLives = 2
 // that were not finished, quarantine items that were prepared.
 func (g *Gateway) Recover(ctx context.Context, last recorder.Last, death string) error {
 	if death != "" {
-		g.Report(Event{Name: EventCrash, Fields: Fields{"death": death, "step": last.Step, "item": show(last.Item)}})
+		g.Report(Event{Name: EventCrash, Fields: died(death, last)})
 	}
 	if err := g.loadAside(); err != nil {
 		return err
@@ -39,6 +39,18 @@ func (g *Gateway) Recover(ctx context.Context, last recorder.Last, death string)
 		return err
 	}
 	return g.suspectOf(ctx, last)
+}
+
+// died says how the previous life ended, and at what, if that is known.
+func died(how string, last recorder.Last) Fields {
+	f := Fields{"how": how}
+	if last.Step != "" {
+		f["while"] = last.Step
+	}
+	if last.Item != "" {
+		f["message"] = show(last.Item)
+	}
+	return f
 }
 
 // split takes a key apart again.
@@ -74,7 +86,7 @@ func (g *Gateway) setAside(id queue.ID, st queue.Stats, why string) {
 		err = g.Ledger.SetAside(ledger.Aside{Key: id.Key(), Stat: stat, Why: why, When: g.Now()})
 	}
 	if err != nil {
-		g.Report(problem("ledger", err))
+		g.Report(problem("ledger not written", err))
 	}
 	g.backoff.hold(id, g.Now().Add(forever), why)
 }
@@ -129,7 +141,7 @@ func (g *Gateway) recoverJournal(ctx context.Context) error {
 		}
 		var d decided
 		if err := json.Unmarshal(row.Data, &d); err != nil {
-			g.Report(problem("journal", fmt.Errorf("row of %s: %w", id, err)))
+			g.Report(problem("journal not understood", fmt.Errorf("row of %s: %w", id, err)))
 			continue
 		}
 		c, err := q.Lock(ctx, queue.Entry{ID: id})
@@ -141,7 +153,7 @@ func (g *Gateway) recoverJournal(ctx context.Context) error {
 			continue // locked or odd: the loop meets it again
 		}
 		if err := q.Sweep(ctx, id, d.Stats); err != nil {
-			g.Report(problem("sweep", err))
+			g.Report(problem("leftovers not removed", err))
 			continue
 		}
 		g.Report(Event{Name: EventSwept, ID: id, Fields: Fields{"decided": d.Disposition}})
@@ -187,7 +199,7 @@ func (g *Gateway) recoverItem(ctx context.Context, q queue.Queue, c queue.Claim,
 		return nil // damaged or incomplete: the item stays prepared, nothing is lost
 	case c.Decided():
 		if out := q.Resume(ctx, c); out.Err != nil {
-			g.Report(problem("resume", out.Err))
+			g.Report(problem("commit failed after a crash", out.Err))
 		}
 		return nil
 	case c.Identity() != id:
@@ -291,7 +303,7 @@ func (g *Gateway) keepEvidence(m *message) {
 		_, err = g.Evidence.Save(strings.Map(fileSafe, name), b, m.render)
 	}
 	if err != nil {
-		g.Report(problem("evidence", err))
+		g.Report(problem("evidence not kept", err))
 	}
 }
 
@@ -305,6 +317,6 @@ func fileSafe(r rune) rune {
 // reportDeath tells of a worker that died or failed.
 func (g *Gateway) reportDeath(r *run, ev poison.Ended) {
 	g.Report(Event{Name: EventDeath, Fields: Fields{
-		"death": ev.Death.String(), "suspect": show(string(ev.Stamp)), "messages": len(r.Keys), "passed": len(ev.Passed),
+		"how": ev.Death.String(), "suspect": show(string(ev.Stamp)), "messages": len(r.Keys), "passed": len(ev.Passed),
 	}})
 }

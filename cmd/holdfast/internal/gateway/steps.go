@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"sort"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -55,7 +56,7 @@ func (g *Gateway) heard(l listed) {
 	p.due = now.Add(g.Settings.Poll)
 	g.total = max(g.total, g.doneCount()+l.res.Messages)
 	if l.err != nil && !errors.Is(l.err, context.Canceled) {
-		g.Report(problem("list", fmt.Errorf("list queue %s: %w", p.q.Name(), l.err)))
+		g.Report(problem("queue not listed", fmt.Errorf("list queue %s: %w", p.q.Name(), l.err)))
 		return
 	}
 	g.mu.Lock()
@@ -67,13 +68,21 @@ func (g *Gateway) heard(l listed) {
 	}
 	g.mu.Unlock()
 	if changed {
-		f := Fields{"queue": p.q.Name()}
-		for why, n := range l.res.Skipped {
-			f[why] = n
-		}
-		g.Report(Event{Name: EventLeftAlone, Fields: f})
+		g.Report(Event{Name: EventLeftAlone, Fields: Fields{"queue": p.q.Name(), "what": counted(l.res.Skipped)}})
 	}
 	g.alarm(p, now)
+}
+
+// counted is "2 of this, 1 of that".
+func counted(of map[string]int) string {
+	var parts []string
+	for what, n := range of {
+		if n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, what))
+		}
+	}
+	sort.Strings(parts)
+	return strings.Join(parts, ", ")
 }
 
 func (g *Gateway) doneCount() int {
@@ -114,7 +123,7 @@ func (g *Gateway) retry(queueName, name string) int {
 			continue
 		}
 		if err := g.Ledger.Return(w.ID.Key()); err != nil {
-			g.Report(problem("ledger", err))
+			g.Report(problem("ledger not written", err))
 			continue
 		}
 		g.backoff.forget(w.ID)
@@ -152,7 +161,7 @@ func (g *Gateway) stamp(step string, m *message) { g.recorderStamp(step, string(
 func (g *Gateway) recorderStamp(step, item string) {
 	g.stamped = true
 	if err := g.Recorder.Stamp(step, item); err != nil {
-		g.Report(problem("recorder", err))
+		g.Report(problem("flight recorder not written", err))
 	}
 }
 
@@ -164,7 +173,7 @@ func (g *Gateway) unstamp() {
 	}
 	g.stamped = false
 	if err := g.Recorder.Clear(); err != nil {
-		g.Report(problem("recorder", err))
+		g.Report(problem("flight recorder not written", err))
 	}
 }
 
@@ -186,6 +195,10 @@ func (g *Gateway) cannot(id queue.ID, step string, err error) {
 	was, known := g.backoff.last(id)
 	w := g.backoff.delay(id, g.Now(), why)
 	e := Event{Name: EventSkipped, ID: id, Err: err, Fields: Fields{"step": step, "next_try": w.Until.Format(time.RFC3339)}}
+	if step == "commit" {
+		e.Name = EventCommitFailed
+		delete(e.Fields, "step")
+	}
 	switch passing := errors.Is(err, queue.ErrBusy) || errors.Is(err, queue.ErrIncomplete); {
 	case passing && w.Tries != patience:
 		e.Quiet = true
@@ -291,7 +304,7 @@ func (g *Gateway) convict(key poison.Key, deaths []poison.Death, killed bool) {
 	if killed {
 		name = EventConvicted
 		if err := g.Ledger.Convict(conviction(m, g.Now())); err != nil {
-			g.Report(problem("ledger", err))
+			g.Report(problem("ledger not written", err))
 		}
 	}
 	g.Report(Event{Name: name, ID: m.id(), Fields: Fields{"deaths": summaries(deaths)}})
@@ -332,7 +345,7 @@ func (g *Gateway) record(ctx context.Context, m *message, out queue.Outcome) {
 		g.Progress(g.doneCount(), g.total)
 	}
 	if err := g.History.Append(ctx, []history.Record{rec}); err != nil {
-		g.Report(problem("history", err))
+		g.Report(problem("history not written", err))
 	}
 }
 
@@ -349,7 +362,7 @@ func (g *Gateway) kick(ctx context.Context) {
 	for q, names := range g.kicks {
 		delete(g.kicks, q)
 		if err := q.Kick(context.WithoutCancel(ctx), names); err != nil {
-			g.Report(problem("kick", fmt.Errorf("kick %d messages of queue %s: %w", len(names), q.Name(), err)))
+			g.Report(problem("MTA not told of released mail", fmt.Errorf("kick %d messages of queue %s: %w", len(names), q.Name(), err)))
 		}
 	}
 }
@@ -384,7 +397,7 @@ func (g *Gateway) startCanary(ctx context.Context, c poison.RunCanary) {
 	r := &run{Run: poison.Run{ID: c.ID, Lane: poison.Isolation}, canary: &c}
 	f, err := g.Runner.Canary(size, parts)
 	if err != nil {
-		g.Report(problem("canary", err))
+		g.Report(problem("test message not made", err))
 		g.running[c.ID] = r
 		g.results <- runResult{id: c.ID, res: Result{Death: &poison.Death{Class: poison.ClassResource, Signature: "canary: " + err.Error()}}}
 		return
@@ -481,7 +494,16 @@ func (g *Gateway) setBreaker(b poison.Breaker) {
 	if g.breaker = ""; b.Open {
 		g.breaker = b.Why
 	}
-	g.Report(Event{Name: EventBreaker, Fields: Fields{"open": b.Open, "why": b.Why}})
+	g.reportFlow(g.breaker)
+}
+
+// reportFlow says that mail is no longer taken, and why, or that it is again.
+func (g *Gateway) reportFlow(why string) {
+	if why == "" {
+		g.Report(Event{Name: EventOpened})
+		return
+	}
+	g.Report(Event{Name: EventClosed, Fields: Fields{"why": why}})
 }
 
 func (g *Gateway) lookAtPause() {
@@ -492,7 +514,11 @@ func (g *Gateway) lookAtPause() {
 	}
 	if paused != g.paused {
 		g.paused = paused
-		g.Report(Event{Name: EventPause, Fields: Fields{"paused": paused}})
+		name := EventResumed
+		if paused {
+			name = EventPaused
+		}
+		g.Report(Event{Name: name})
 	}
 }
 
@@ -507,14 +533,22 @@ func (g *Gateway) lookAtSpace() {
 			break
 		}
 		if free := st.Bavail * uint64(st.Bsize); free < g.Settings.MinFree {
-			low = fmt.Sprintf("%s has %d MB free, less than min_free", dir, free/1_000_000)
+			low = fmt.Sprintf("%s has %s free, less than min_free (%s)", dir, amount(free), amount(g.Settings.MinFree))
 			break
 		}
 	}
 	if (low == "") != (g.lowSpace == "") {
-		g.Report(Event{Name: EventBreaker, Fields: Fields{"open": low != "", "why": low}})
+		g.reportFlow(low)
 	}
 	g.lowSpace = low
+}
+
+// amount is a number of bytes as a person says it.
+func amount(n uint64) string {
+	if n >= 1e9 {
+		return fmt.Sprintf("%.1f GB", float64(n)/1e9)
+	}
+	return fmt.Sprintf("%.0f MB", float64(n)/1e6)
 }
 
 func summaries(deaths []poison.Death) []string {

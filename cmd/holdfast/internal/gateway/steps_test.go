@@ -1,10 +1,15 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
+	"holdfast/poison"
 	"holdfast/queue"
 )
 
@@ -34,11 +39,12 @@ func TestEachMessageThatCannotBeTakenGetsOneLine(t *testing.T) {
 		{"lock", queue.ErrGone, 0, ""},
 		{"read", queue.ErrGone, 1, EventGone},
 		{"render", queue.ErrGone, 1, EventGone},
+		{"commit", queue.ErrCollision, 1, EventCommitFailed},
 	} {
 		g, now, said := newBare(t)
 		id := queue.ID{Queue: "mta", Dir: "/in", Name: "6ANC0000000790"}
 		tries := 8
-		if c.name != EventSkipped {
+		if errors.Is(c.err, queue.ErrGone) {
 			tries = 1
 		}
 		var at []int
@@ -59,5 +65,47 @@ func TestEachMessageThatCannotBeTakenGetsOneLine(t *testing.T) {
 		if c.at == 0 && len(at) > 0 || c.at > 0 && (len(at) != 1 || at[0] != c.at) {
 			t.Errorf("%s, %v: lines at tries %v, want one at %d", c.step, c.err, at, c.at)
 		}
+	}
+}
+
+// TestThatMailIsNotTakenIsSaidInWords: why, with the limit that was reached,
+// and again when it is over.
+func TestThatMailIsNotTakenIsSaidInWords(t *testing.T) {
+	g, _, said := newBare(t)
+	dir := t.TempDir()
+	g.Settings.FreeDirs, g.Settings.MinFree, g.Settings.PauseFile = []string{dir}, 1<<62, dir+"/paused"
+	g.lookAtSpace()
+	g.lookAtSpace()
+	g.Settings.MinFree = 0
+	g.lookAtSpace()
+	for _, pause := range []func() error{
+		func() error { return os.WriteFile(dir+"/paused", nil, 0o600) },
+		func() error { return os.Remove(dir + "/paused") },
+	} {
+		if err := pause(); err != nil {
+			t.Fatal(err)
+		}
+		g.lookAtPause()
+	}
+	g.setBreaker(poison.Breaker{Open: true, Why: "a known good message cannot be scanned"})
+	g.setBreaker(poison.Breaker{})
+	var got []string
+	for _, e := range *said {
+		got = append(got, fmt.Sprintf("%s %v", e.Name, e.Fields["why"]))
+	}
+	want := regexp.MustCompile(`^mail is no longer taken ` + regexp.QuoteMeta(dir) + ` has \d+(\.\d)? [MG]B free, less than min_free \(4611686018\.4 GB\)
+mail is taken again <nil>
+paused <nil>
+resumed <nil>
+mail is no longer taken a known good message cannot be scanned
+mail is taken again <nil>$`)
+	if text := strings.Join(got, "\n"); !want.MatchString(text) {
+		t.Errorf("%s", text)
+	}
+	if a, b := amount(123_400_000), amount(2_500_000_000); a != "123 MB" || b != "2.5 GB" {
+		t.Errorf("%s, %s", a, b)
+	}
+	if s := counted(map[string]int{"b": 1, "a": 2, "c": 0}); s != "1 b, 2 a" {
+		t.Errorf("%q", s)
 	}
 }
