@@ -248,7 +248,7 @@ func TestOneLogLinePerMessage(t *testing.T) {
 		for in.Scan() {
 			if strings.Contains(in.Text(), want) {
 				n++
-				for _, field := range []string{"id", "new_id", "message_id", "from", "recipients", "size", "client", "verdict", "ms_parse"} {
+				for _, field := range []string{"id", "new_id", "message_id", "from", "recipients", "size", "client", "verdict", "ms_render", "ms_wait", "ms_parse", "ms_commit", "ms_total"} {
 					if !strings.Contains(in.Text(), field) {
 						t.Errorf("%s: no %s in %s", format, field, in.Text())
 					}

@@ -151,6 +151,20 @@ func TestOneOfThirtyKillsItsWorker(t *testing.T) {
 	}
 }
 
+// TestOneFindingIsOneReason: GTUBE in a body is in a part and in the message,
+// and stands once in the reasons.
+func TestOneFindingIsOneReason(t *testing.T) {
+	ms := sample.Demo(1, -1, -1)
+	ms[0].Body = []byte("XJS*C4JDBQADN1.NSBN3*2IDNEN*" + "GTUBE-STANDARD-" + "ANTI-UBE-TEST-EMAIL*C.34X\n")
+	s := newSite(t, ms, "")
+	if code, out, errs := s.run(normal, "run", "--drain"); code != 0 || strings.Count(errs, "GTUBE test string found") != 1 {
+		t.Fatalf("exit %d\n%s%s", code, out, errs)
+	}
+	if why := s.items()[ms[0].ID]; why != "GTUBE test string found" {
+		t.Errorf("the reasons are %q", why)
+	}
+}
+
 // TestHoldfastItselfDies: a planted panic in the control file parser, in the
 // decision and in the log line, each on 1 of 300: 299 leave by themselves.
 func TestHoldfastItselfDies(t *testing.T) {

@@ -147,7 +147,8 @@ type message struct {
 	env     queue.Envelope
 	render  *os.File
 	size    int64
-	began   time.Time
+	began   time.Time // claimed
+	started time.Time // given to its first worker
 	stages  []history.Stage
 	report  *scan.Report
 	verdict scan.Verdict
@@ -159,6 +160,11 @@ type message struct {
 }
 
 func (m *message) id() queue.ID { return m.claim.Entry().ID }
+
+// took books how long a stage of ours took, beside those of the worker.
+func (m *message) took(stage string, d time.Duration) {
+	m.stages = append(m.stages, history.Stage{Name: stage, Duration: d})
+}
 
 type stamp struct{ stage, part string }
 

@@ -196,9 +196,11 @@ func (g *Gateway) readStamped(ctx context.Context, m *message) bool {
 		return false
 	}
 	g.stamp("render", m)
+	start := g.Now()
 	if m.render, err = m.claim.Render(ctx); err == nil {
 		m.size, err = sizeOf(m.render)
 	}
+	m.took("render", g.Now().Sub(start))
 	if err != nil {
 		g.cannot(m.id(), "render", err)
 		g.drop(m)
@@ -327,8 +329,12 @@ func (g *Gateway) commit(ctx context.Context, ms []*message) {
 			continue
 		}
 		g.recorderStamp("commit", "")
+		start := g.Now()
 		outs := q.Commit(context.WithoutCancel(ctx), plans) // never stopped half way
 		g.unstamp()
+		for _, m := range ms {
+			m.took("commit", g.Now().Sub(start)) // shared by the batch
+		}
 		g.effects(ctx, ms, outs)
 		for i, m := range ms {
 			g.settled(ctx, m, outs[i], "")

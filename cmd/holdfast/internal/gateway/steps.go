@@ -314,6 +314,7 @@ func (g *Gateway) convict(key poison.Key, deaths []poison.Death, killed bool) {
 // record writes the trail and the log line of a settled message.
 func (g *Gateway) record(ctx context.Context, m *message, out queue.Outcome) {
 	now := g.Now()
+	m.took("total", now.Sub(m.began))
 	rec := history.Record{
 		Time: now, Queue: m.id().Queue, Dir: m.id().Dir, ID: m.id().Name, NewIDs: out.NewIDs,
 		T: m.env.Arrived.Unix(), From: m.env.Sender, Recipients: len(m.env.Recipients), Size: m.size,
@@ -372,6 +373,10 @@ func (g *Gateway) startRun(ctx context.Context, r poison.Run) {
 	job := Job{More: r.More}
 	for _, k := range r.Keys {
 		m := g.messages[k]
+		if m.started.IsZero() {
+			m.started = g.Now()
+			m.took("wait", m.started.Sub(m.began))
+		}
 		job.Messages = append(job.Messages, Input{File: m.render, Size: m.size})
 	}
 	keys := r.Keys
