@@ -166,18 +166,15 @@ func Open(ctx context.Context, path string, guard func(context.Context, string) 
 	if err != nil {
 		return nil, err
 	}
-	if st, err := os.Stat(path); err == nil && guard != nil {
+	if _, err := os.Stat(path); err == nil && guard != nil {
 		gerr := guard(ctx, path)
 		if gerr != nil && !errors.Is(gerr, ErrDamaged) {
 			return nil, fmt.Errorf("ledger %s: %w", path, gerr)
 		}
-		if gerr != nil || st.Size() == 0 {
+		if gerr != nil {
 			aside := fmt.Sprintf("%s.damaged-%s", path, time.Now().UTC().Format("20060102T150405.000"))
 			if err := os.Rename(path, aside); err != nil {
 				return nil, fmt.Errorf("move the damaged ledger aside: %w", err)
-			}
-			if gerr == nil {
-				gerr = errors.New("it is empty")
 			}
 			report(Event{Moved: aside, Err: gerr})
 		}
@@ -226,6 +223,9 @@ func opening(err error) error {
 // does. It returns an error, ErrDamaged only for what is wrong with the file
 // itself, or dies of it.
 func Walk(path string) error {
+	if st, err := os.Stat(path); err == nil && st.Size() == 0 {
+		return fmt.Errorf("%w: it is empty", ErrDamaged) // its maker died; bbolt would write to it
+	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, ReadOnly: true})
 	if err != nil {
 		return opening(err)
