@@ -186,6 +186,53 @@ func TestHoldfastItselfDies(t *testing.T) {
 	}
 }
 
+// TestADeathBeforeTheLogLine: the messages have left when Holdfast dies of
+// writing about one. The next life writes down what the first had decided: each
+// message has one line and one record, with verdict and reasons.
+func TestADeathBeforeTheLogLine(t *testing.T) {
+	ms := sample.Demo(30, 12, -1)
+	for _, i := range []int{12, 20} {
+		ms[i].Header = "X-Holdfast-Fault: panic@log\n" + ms[i].Header
+	}
+	s := newSite(t, ms, "")
+	code, out, errs := s.run(faulty, "run", "--drain")
+	if code != 0 || !strings.Contains(errs, "the supervisor died") {
+		t.Fatalf("exit %d\n%s%s", code, out, errs)
+	}
+	s.account(map[int]bool{12: true}, nil)
+	days, err := filepath.Glob(s.dir + "/state/history/*.jsonl")
+	if err != nil || len(days) == 0 {
+		t.Fatal(days, err)
+	}
+	text := ""
+	for _, d := range days {
+		b, err := os.ReadFile(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text += string(b)
+	}
+	for i, m := range s.messages {
+		if n := strings.Count(text, fmt.Sprintf("%q:%q", "id", m.ID)); n != 1 {
+			t.Errorf("message %d has %d records", i, n)
+		}
+		if n := strings.Count(errs, "msg=message ") - len(s.messages); n != 0 {
+			t.Errorf("%d lines too many about messages", n)
+		}
+	}
+	for i, want := range map[int][]string{
+		12: {"verdict     quarantine", "EICAR test file found, part 2", "decided before a crash", "became      2", "from        <sender12@example.com>", "to          bob@example.net"},
+		20: {"verdict     release", "decided before a crash", "became      " + ms[20].ID},
+	} {
+		_, out, errs := s.run(normal, "explain", ms[i].ID)
+		for _, w := range want {
+			if !strings.Contains(out, w) {
+				t.Errorf("explain of message %d lacks %q:\n%s%s", i, w, out, errs)
+			}
+		}
+	}
+}
+
 func TestADryRunChangesNothing(t *testing.T) {
 	s := newSite(t, sample.Demo(40, 7, -1), "log: {level: error}\n")
 	code, out, errs := s.run(normal, "run", "--drain", "--dry-run")

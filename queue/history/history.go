@@ -171,42 +171,73 @@ func Find(ctx context.Context, dir, what string, limit int) (Result, error) {
 	return res, nil
 }
 
-// search reads one day. A line that does not hold the text is not decoded.
-func search(ctx context.Context, path, what string) (found []Record, damaged int, err error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, 0, nil // purged meanwhile
-	}
+// Since yields the records that were written at a time or later, oldest first.
+func Since(ctx context.Context, dir string, at time.Time, yield func(Record)) error {
+	days, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
 	if err != nil {
-		return nil, 0, fmt.Errorf("open history: %w", err)
+		return fmt.Errorf("list history: %w", err)
 	}
-	defer f.Close()
+	sort.Strings(days)
+	first := at.UTC().Format("20060102") + suffix
+	for _, path := range days {
+		if filepath.Base(path) < first {
+			continue
+		}
+		if _, err := each(ctx, path, nil, func(r Record) {
+			if !r.Time.Before(at) {
+				yield(r)
+			}
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// search finds what is about something in one day.
+func search(ctx context.Context, path, what string) (found []Record, damaged int, err error) {
 	var quoted bytes.Buffer
 	e := json.NewEncoder(&quoted)
 	e.SetEscapeHTML(false) // as the lines were written
 	if err := e.Encode(what); err != nil {
 		return nil, 0, fmt.Errorf("search history: %w", err)
 	}
-	needle := bytes.Trim(quoted.Bytes(), "\"\n")
+	damaged, err = each(ctx, path, bytes.Trim(quoted.Bytes(), "\"\n"), func(r Record) {
+		if r.ID == what || r.MessageID == what || strings.Trim(r.MessageID, "<>") == what || slices.Contains(r.NewIDs, what) {
+			found = append(found, r)
+		}
+	})
+	return found, damaged, err
+}
+
+// each reads one day. A line that does not hold the needle is not decoded.
+func each(ctx context.Context, path string, needle []byte, yield func(Record)) (damaged int, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil // purged meanwhile
+	}
+	if err != nil {
+		return 0, fmt.Errorf("open history: %w", err)
+	}
+	defer f.Close()
 	in := bufio.NewReaderSize(f, 64<<10)
 	for {
 		line, err := readLine(in)
 		if len(line) > 0 && bytes.Contains(line, needle) {
 			var r Record
-			switch {
-			case json.Unmarshal(line, &r) != nil:
+			if json.Unmarshal(line, &r) == nil {
+				yield(r)
+			} else {
 				damaged++
-			case r.ID == what || r.MessageID == what || strings.Trim(r.MessageID, "<>") == what || slices.Contains(r.NewIDs, what):
-				found = append(found, r)
 			}
 		}
 		switch {
 		case errors.Is(err, io.EOF):
-			return found, damaged, nil
+			return damaged, nil
 		case err != nil:
-			return found, damaged, fmt.Errorf("read history %s: %w", path, err)
+			return damaged, fmt.Errorf("read history %s: %w", path, err)
 		case ctx.Err() != nil:
-			return found, damaged, ctx.Err()
+			return damaged, ctx.Err()
 		}
 	}
 }

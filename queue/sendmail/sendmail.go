@@ -178,6 +178,9 @@ func (q *Queue) HoldDirs() error {
 	return q.dirs.Hold(dirs...)
 }
 
+// KeepsIDs says that a message which leaves unchanged keeps its queue id.
+func (q *Queue) KeepsIDs() bool { return true }
+
 // Passable says whether mail could get through: each pattern names a
 // directory, and each inbound directory has an outbound one on its file system.
 func (q *Queue) Passable() error {

@@ -109,6 +109,7 @@ type Gateway struct {
 	canaries []poison.RunCanary    // wanted
 	solo     poison.Key            // stamped when our last life ended: alone, nothing else in flight
 	finished []string              // ride with the next Begin
+	past     map[string]decided    // what earlier lives decided of messages that are still here, by key
 	kicks    map[queue.Queue][]string
 	waits    []wait
 	breaker  string
@@ -186,7 +187,7 @@ func New(d Deps) *Gateway {
 		Deps: d, machine: poison.New(),
 		backoff: newBackoff(1_000_000), messages: map[poison.Key]*message{},
 		running: map[poison.RunID]*run{}, kicks: map[queue.Queue][]string{},
-		alarmed: map[string]int{},
+		alarmed: map[string]int{}, past: map[string]decided{},
 		results: make(chan runResult, s.Workers+2), listed: make(chan listed, 1),
 		wake: make(chan struct{}, 1), ask: make(chan chan control.Status), retries: make(chan retryRequest),
 		stamps: map[poison.Key]stamp{}, counts: map[string]int64{}, skips: map[string]int{},

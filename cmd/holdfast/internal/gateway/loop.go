@@ -192,7 +192,7 @@ func (g *Gateway) readStamped(ctx context.Context, m *message) bool {
 		g.stamp("resume", m)
 		out := m.queue.Resume(ctx, m.claim)
 		g.effects(ctx, []*message{m}, []queue.Outcome{out})
-		g.settled(ctx, m, out, "finished after a crash")
+		g.settled(ctx, m, out, noteFinished)
 		return false
 	}
 	g.stamp("render", m)
@@ -314,7 +314,7 @@ func (g *Gateway) commit(ctx context.Context, ms []*message) {
 		rows := make([]ledger.Decision, len(ms))
 		for i, m := range ms {
 			plans[i] = g.plan(m)
-			rows[i] = ledger.Decision{Key: string(m.key), Data: decision(m)}
+			rows[i] = ledger.Decision{Key: string(m.key), Data: g.decision(m)}
 		}
 		err := g.pend(ctx, ms)
 		if err == nil {

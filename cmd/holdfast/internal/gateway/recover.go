@@ -13,6 +13,7 @@ import (
 	"holdfast/poison/ledger"
 	"holdfast/poison/recorder"
 	"holdfast/queue"
+	"holdfast/queue/history"
 )
 
 // deadlyLives is how many lives in a row must end on one message before it
@@ -125,41 +126,54 @@ func (g *Gateway) loadAside() error {
 	return nil
 }
 
-// recoverJournal sweeps what a crash after a decision left. A message that
-// is still there is claimed again: its marker, or a new scan, decides.
+// recoverJournal sweeps what a crash after a decision left, and writes the
+// trail that it came before. A message that is still there is claimed again:
+// its marker, or a new scan, decides.
 func (g *Gateway) recoverJournal(ctx context.Context) error {
 	rows, err := g.Ledger.Journal()
 	if err != nil {
 		return fmt.Errorf("read the journal: %w", err)
 	}
 	var done []string
+	var gone []decided
 	for _, row := range rows {
-		id, ok := split(row.Key)
-		q := g.queueOf(id)
-		if !ok || q == nil {
-			continue
-		}
 		var d decided
+		id, ok := split(row.Key)
 		if err := json.Unmarshal(row.Data, &d); err != nil {
 			g.Report(problem("journal not understood", fmt.Errorf("row of %s: %w", id, err)))
 			continue
 		}
-		c, err := q.Lock(ctx, queue.Entry{ID: id})
-		if err == nil {
-			c.Close()
-			continue
+		if ok && g.sweepDecided(ctx, id, row.Key, d) {
+			done, gone = append(done, row.Key), append(gone, d)
 		}
-		if !errors.Is(err, queue.ErrGone) {
-			continue // locked or odd: the loop meets it again
-		}
-		if err := q.Sweep(ctx, id, d.Stats); err != nil {
-			g.Report(problem("leftovers not removed", err))
-			continue
-		}
-		g.Report(Event{Name: EventSwept, ID: id, Fields: Fields{"decided": d.Disposition}})
-		done = append(done, row.Key)
+	}
+	if err := g.publishPast(ctx, gone); err != nil {
+		g.Report(problem("history not written", err))
 	}
 	return g.Ledger.Finish(ctx, done)
+}
+
+// sweepDecided removes what is left of a decided message that has left its
+// queue; false if it has not, or cannot be told.
+func (g *Gateway) sweepDecided(ctx context.Context, id queue.ID, key string, d decided) bool {
+	q := g.queueOf(id)
+	if q == nil {
+		return false
+	}
+	c, err := q.Lock(ctx, queue.Entry{ID: id})
+	if err == nil {
+		c.Close()
+		g.past[key] = d
+	}
+	if !errors.Is(err, queue.ErrGone) {
+		return false // locked or odd: the loop meets it again
+	}
+	if err := q.Sweep(ctx, id, d.Stats); err != nil {
+		g.Report(problem("leftovers not removed", err))
+		return false
+	}
+	g.Report(Event{Name: EventSwept, ID: id, Fields: Fields{"decided": d.Disposition}})
+	return true
 }
 
 // recoverItems settles quarantine items that were prepared (CUSTODY 3).
@@ -198,14 +212,29 @@ func (g *Gateway) recoverItem(ctx context.Context, q queue.Queue, c queue.Claim,
 	case err != nil:
 		return nil // damaged or incomplete: the item stays prepared, nothing is lost
 	case c.Decided():
-		if out := q.Resume(ctx, c); out.Err != nil {
-			g.Report(problem("commit failed after a crash", out.Err))
-		}
+		g.resumeItem(ctx, q, c)
 		return nil
 	case c.Identity() != id:
 		return g.Store.CommitUncertain(ctx, name) // the queue id is another message's now
 	}
 	return g.Store.Abort(ctx, name) // it is still queued, and will be judged again
+}
+
+// resumeItem finishes a decided message that has an item, and writes it down.
+func (g *Gateway) resumeItem(ctx context.Context, q queue.Queue, c queue.Claim) {
+	id := c.Entry().ID
+	out := q.Resume(ctx, c)
+	if out.Err != nil {
+		g.Report(problem("commit failed after a crash", out.Err))
+		return
+	}
+	rec := g.past[id.Key()].Record
+	if rec.ID == "" {
+		rec = history.Record{Queue: id.Queue, Dir: id.Dir, ID: id.Name, Verdict: noteFinished}
+	}
+	rec.NewIDs, rec.Note = out.NewIDs, join(noteFinished, rec.Note)
+	g.publish(ctx, rec)
+	g.finished = append(g.finished, id.Key())
 }
 
 // suspectOf treats the message that was stamped when the last life ended:

@@ -15,7 +15,6 @@ import (
 
 	"holdfast/poison"
 	"holdfast/queue"
-	"holdfast/queue/history"
 	"holdfast/scan"
 )
 
@@ -275,21 +274,6 @@ func (g *Gateway) released(m *message, out queue.Outcome) bool {
 	return len(out.NewIDs) > 0 && (m.verdict.Disposition != scan.Quarantine || g.Settings.Monitor)
 }
 
-// decided is what the journal knows of a decision: enough to sweep up after
-// a crash between the release and the removal of what is left.
-type decided struct {
-	Disposition string      `json:"disposition"`
-	Stats       queue.Stats `json:"stats"`
-}
-
-func decision(m *message) []byte {
-	text, err := json.Marshal(decided{Disposition: string(m.verdict.Disposition), Stats: m.claim.Stats()})
-	if err != nil {
-		return nil
-	}
-	return text
-}
-
 // convict gives a message that killed its worker, or that no worker can
 // scan, the verdict of policy, after keeping what is known of it.
 func (g *Gateway) convict(key poison.Key, deaths []poison.Death, killed bool) {
@@ -309,52 +293,6 @@ func (g *Gateway) convict(key poison.Key, deaths []poison.Death, killed bool) {
 	}
 	g.Report(Event{Name: name, ID: m.id(), Fields: Fields{"deaths": summaries(deaths)}})
 	g.commit(context.Background(), []*message{m})
-}
-
-// record writes the trail and the log line of a settled message.
-func (g *Gateway) record(ctx context.Context, m *message, out queue.Outcome) {
-	now := g.Now()
-	m.took("total", now.Sub(m.began))
-	rec := history.Record{
-		Time: now, Queue: m.id().Queue, Dir: m.id().Dir, ID: m.id().Name, NewIDs: out.NewIDs,
-		T: m.env.Arrived.Unix(), From: m.env.Sender, Recipients: len(m.env.Recipients), Size: m.size,
-		ClientAddr: m.env.ClientAddr, Verdict: string(m.verdict.Disposition), Stages: m.stages, Note: m.note,
-	}
-	if m.verdict.Disposition == "" {
-		rec.Verdict = m.note
-	}
-	for i := range min(len(m.env.Recipients), history.MaxAddresses) {
-		rec.Addresses = append(rec.Addresses, m.env.Recipients[i].Address)
-	}
-	for _, r := range m.verdict.Reasons {
-		rec.Reasons = append(rec.Reasons, history.Reason{Rule: r.Rule, Text: r.Text, Part: r.Part, Source: r.Source})
-	}
-	if m.report != nil {
-		rec.MessageID = m.report.MessageID
-	}
-	if g.Settings.Monitor {
-		rec.Note = join(rec.Note, "monitor: released")
-	}
-	if g.Settings.DryRun {
-		rec.Note = join(rec.Note, "dry run: left in the queue")
-	}
-	g.mu.Lock()
-	g.counts[rec.Verdict]++
-	g.mu.Unlock()
-	g.Report(Event{Name: EventMessage, ID: m.id(), Record: &rec})
-	if g.Progress != nil {
-		g.Progress(g.doneCount(), g.total)
-	}
-	if err := g.History.Append(ctx, []history.Record{rec}); err != nil {
-		g.Report(problem("history not written", err))
-	}
-}
-
-func join(a, b string) string {
-	if a == "" {
-		return b
-	}
-	return a + "; " + b
 }
 
 // kick asks the MTA to deliver what was released. A failed kick costs time
