@@ -7,7 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"holdfast/cmd/holdfast/internal/courier"
@@ -236,7 +239,7 @@ func TestADeathBeforeTheLogLine(t *testing.T) {
 func TestADryRunChangesNothing(t *testing.T) {
 	s := newSite(t, sample.Demo(40, 7, -1), "log: {level: error}\n")
 	code, out, errs := s.run(normal, "run", "--drain", "--dry-run")
-	if code != 0 || !strings.Contains(out, "quarantine 1, release 39") {
+	if code != 0 || !strings.Contains(out, "would quarantine 1, would release 39; 40 still in the queue") {
 		t.Fatalf("exit %d\n%s%s", code, out, errs)
 	}
 	if _, err := os.Stat(s.dir + "/state"); err == nil {
@@ -260,6 +263,55 @@ func TestMonitorReleasesEverythingAndSaysWhatItFound(t *testing.T) {
 		if !strings.Contains(out, want) {
 			t.Errorf("explain lacks %q:\n%s", want, out)
 		}
+	}
+}
+
+// TestAStoppedDrainSaysWhatIsLeft: with its own exit code for each signal, true
+// counts, and no noise about what the stop cut short.
+func TestAStoppedDrainSaysWhatIsLeft(t *testing.T) {
+	for sig, want := range map[syscall.Signal]int{syscall.SIGINT: exitInterrupts, syscall.SIGTERM: exitPartly} {
+		t.Run(sig.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t, sample.Demo(3000, 33, -1), "batch: {messages: 5}\nshutdown: 20s\n")
+			s.tellsFile()
+			cmd := exec.Command(normal, "run", "--drain", "-c", s.config)
+			var out, errs lockedBuffer
+			cmd.Stdout, cmd.Stderr = &out, &errs
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			s.until("a message leaves", func() bool { return strings.Contains(errs.String(), "msg=message") })
+			if err := cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			_ = cmd.Wait() // the exit code says it
+			left, err := filepath.Glob(s.in + "/qf*")
+			if err != nil || len(left) == 0 {
+				t.Fatalf("%d left, %v: it was not stopped", len(left), err)
+			}
+			if code := cmd.ProcessState.ExitCode(); code != want {
+				t.Errorf("exit %d, want %d", code, want)
+			}
+			text := out.String()
+			if !strings.Contains(text, fmt.Sprintf(", left %d\n", len(left))) || strings.Count(text, "\nleft mta:") != 20 ||
+				!strings.Contains(text, fmt.Sprintf("\nand %d more\n", len(left)-20)) {
+				t.Errorf("%d are left:\n%s", len(left), text)
+			}
+			settled := 0
+			for _, n := range regexp.MustCompile(`(?:release|quarantine) (\d+)`).FindAllStringSubmatch(text, -1) {
+				k, err := strconv.Atoi(n[1])
+				if err != nil {
+					t.Fatal(err)
+				}
+				settled += k
+			}
+			if settled != len(s.messages)-len(left) {
+				t.Errorf("%d of %d are left, and %d settled:\n%s", len(left), len(s.messages), settled, text)
+			}
+			if log := errs.String(); strings.Contains(log, "context canceled") || strings.Contains(log, "level=error") || strings.Contains(log, "level=warning") {
+				t.Errorf("a stop is no error: %.2000s", regexp.MustCompile(`(?m)^.*(?:canceled|level=[ew]).*$`).FindAllString(log, 5))
+			}
+		})
 	}
 }
 

@@ -271,7 +271,10 @@ type Left struct {
 // Summary is how a drain ended.
 type Summary struct {
 	Counts  map[string]int64
-	Left    []Left
-	Blocked string // why no mail was taken at the end, if so
+	Waiting int               // messages in the inbound queues at the end
+	Judged  int               // of those, what a dry run has judged
+	Left    []Left            // some of the others, with the reason
+	Alone   map[string]string // by queue: what there is that is not ours to take
+	Blocked string            // why no mail was taken at the end, if so
 	Took    time.Duration
 }

@@ -34,8 +34,12 @@ func (g *Gateway) Run(ctx context.Context) (Summary, error) {
 		}
 		g.wait(ctx)
 	}
-	sum, err := g.summary(start), g.finish(ctx)
+	err := g.finish(ctx)
 	g.unstamp() // an orderly end is nobody's death
+	sum := g.summary(start)
+	if g.Settings.Drain {
+		g.remains(context.WithoutCancel(ctx), &sum)
+	}
 	return sum, err
 }
 
@@ -190,6 +194,7 @@ func (g *Gateway) readStamped(ctx context.Context, m *message) bool {
 	m.env = env
 	if m.claim.Decided() {
 		g.stamp("resume", m)
+		ctx := context.WithoutCancel(ctx) // decided: to be finished, not stopped
 		out := m.queue.Resume(ctx, m.claim)
 		g.effects(ctx, []*message{m}, []queue.Outcome{out})
 		g.settled(ctx, m, out, noteFinished)
@@ -301,6 +306,7 @@ func (g *Gateway) decide(ctx context.Context, passed []*message) {
 // queue's own order of operations, then side effects ready, history and log.
 // Messages of one batch share each phase.
 func (g *Gateway) commit(ctx context.Context, ms []*message) {
+	ctx = context.WithoutCancel(ctx) // never stopped half way
 	byQueue := map[queue.Queue][]*message{}
 	for _, m := range ms {
 		if g.Settings.DryRun || m.verdict.Disposition == scan.Hold && !g.Settings.Monitor {
@@ -330,7 +336,7 @@ func (g *Gateway) commit(ctx context.Context, ms []*message) {
 		}
 		g.recorderStamp("commit", "")
 		start := g.Now()
-		outs := q.Commit(context.WithoutCancel(ctx), plans) // never stopped half way
+		outs := q.Commit(ctx, plans)
 		g.unstamp()
 		for _, m := range ms {
 			m.took("commit", g.Now().Sub(start)) // shared by the batch

@@ -190,6 +190,10 @@ func (g *Gateway) cannot(id queue.ID, step string, err error) {
 		}
 		return
 	}
+	if errors.Is(err, context.Canceled) {
+		g.backoff.forget(id) // we are stopping: that is no failure of the message's
+		return
+	}
 	why := step + ": " + err.Error()
 	was, known := g.backoff.last(id)
 	w := g.backoff.delay(id, g.Now(), why)
@@ -246,7 +250,7 @@ func (g *Gateway) leave(m *message) {
 	until := g.Now().Add(100 * 365 * 24 * time.Hour)
 	why := "held by policy"
 	if g.Settings.DryRun {
-		why = "dry run"
+		why = whyDryRun
 	} else {
 		g.setAside(m.id(), m.claim.Stats(), why)
 	}
@@ -408,9 +412,9 @@ func (g *Gateway) lastResult(ctx context.Context, rr runResult) {
 	g.decide(ctx, passed)
 }
 
+// summary is what this life did.
 func (g *Gateway) summary(start time.Time) Summary {
-	now := g.Now()
-	s := Summary{Counts: map[string]int64{}, Took: now.Sub(start), Blocked: g.breaker + g.lowSpace}
+	s := Summary{Counts: map[string]int64{}, Took: g.Now().Sub(start), Blocked: g.breaker + g.lowSpace, Alone: map[string]string{}}
 	if g.paused {
 		s.Blocked = "paused"
 	}
@@ -419,15 +423,47 @@ func (g *Gateway) summary(start time.Time) Summary {
 		s.Counts[k] = n
 	}
 	g.mu.Unlock()
-	for _, w := range g.backoff.waiting(now) {
-		if g.Settings.DryRun && w.Why == "dry run" {
-			continue
-		}
-		s.Left = append(s.Left, Left{ID: w.ID, Why: w.Why})
-	}
-	sort.Slice(s.Left, func(i, j int) bool { return s.Left[i].ID.Key() < s.Left[j].ID.Key() })
 	return s
 }
+
+// remains looks into the directories once more: what is there is left, whether
+// we ever looked at it or not. A message with a reason is named before others.
+func (g *Gateway) remains(ctx context.Context, s *Summary) {
+	why := map[string]string{}
+	for _, w := range g.backoff.waiting(g.Now()) {
+		why[w.ID.Key()] = w.Why
+	}
+	var others []Left
+	for _, q := range g.Queues {
+		res, err := q.List(ctx, func(e queue.Entry) bool {
+			s.Waiting++
+			switch reason, ok := why[e.ID.Key()]; {
+			case ok && reason == whyDryRun:
+				s.Judged++
+			case ok && len(s.Left) < maxNamed:
+				s.Left = append(s.Left, Left{e.ID, reason})
+			case len(others) < maxNamed:
+				others = append(others, Left{e.ID, "not looked at yet"})
+			}
+			return true
+		})
+		if err != nil {
+			g.Report(problem("queue not listed", fmt.Errorf("list queue %s: %w", q.Name(), err)))
+		}
+		if text := counted(res.Skipped); text != "" {
+			s.Alone[q.Name()] = text
+		}
+	}
+	for _, all := range [][]Left{s.Left, others} {
+		sort.Slice(all, func(i, j int) bool { return all[i].ID.Key() < all[j].ID.Key() })
+	}
+	s.Left = append(s.Left, others[:min(len(others), maxNamed-len(s.Left))]...)
+}
+
+const (
+	maxNamed  = 20 // messages that a summary names
+	whyDryRun = "dry run"
+)
 
 // setBreaker opens or closes the breaker: while it is open no mail is taken.
 func (g *Gateway) setBreaker(b poison.Breaker) {
