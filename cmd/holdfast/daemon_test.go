@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -72,69 +74,97 @@ func (s *site) until(what string, ok func() bool) {
 	s.t.Fatalf("it does not happen that %s", what)
 }
 
-// TestSystemdIsTold: READY, then WATCHDOG for as long as the loop turns,
-// STOPPING at the end. A loop that is stopped is not praised.
-func TestSystemdIsTold(t *testing.T) {
-	s := newSite(t, nil, "")
+// ear is a socket that stands for systemd's.
+type ear struct {
+	t *testing.T
+	l *net.UnixConn
+}
+
+func (s *site) systemd() (e ear, env []string) {
+	s.t.Helper()
 	path := filepath.Join(s.dir, "notify")
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { l.Close() })
+	return ear{s.t, l}, []string{"NOTIFY_SOCKET=" + path, "WATCHDOG_USEC=400000"}
+}
+
+// next is what is said within a time, "" for nothing.
+func (e ear) next(within time.Duration) string {
+	e.t.Helper()
+	if err := e.l.SetReadDeadline(time.Now().Add(within)); err != nil {
+		e.t.Fatal(err)
+	}
+	buf := make([]byte, 4096)
+	n, err := e.l.Read(buf)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		e.t.Fatal(err)
+	}
+	return string(buf[:n])
+}
+
+// hear waits until something is said.
+func (e ear) hear(want string) {
+	e.t.Helper()
+	for {
+		switch said := e.next(time.Minute); {
+		case strings.Contains(said, want):
+			return
+		case said == "":
+			e.t.Fatalf("it never says %s", want)
+		}
+	}
+}
+
+// TestSystemdIsTold: READY, then WATCHDOG for as long as the loop turns,
+// STOPPING at the end.
+func TestSystemdIsTold(t *testing.T) {
+	s := newSite(t, nil, "")
+	e, env := s.systemd()
+	cmd := s.daemon(normal, env...)
+	for _, want := range []string{"READY=1", "WATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1"} {
+		e.hear(want)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	cmd := s.daemon(normal, "NOTIFY_SOCKET="+path, "WATCHDOG_USEC=400000")
-	hear := func(want string) {
-		t.Helper()
-		if err := l.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
-			t.Fatal(err)
-		}
-		buf := make([]byte, 4096)
-		for {
-			n, err := l.Read(buf)
-			if err != nil {
-				t.Fatalf("waiting for %s: %v", want, err)
-			}
-			if strings.Contains(string(buf[:n]), want) {
-				return
-			}
-		}
-	}
-	hear("READY=1")
-	hear("WATCHDOG=1")
-	hear("WATCHDOG=1")
+	e.hear("STOPPING=1")
+}
+
+// TestALoopThatIsWedgedIsNotPraised: one message makes the loop hang for ever.
+// The process lives, its other goroutines work, and systemd hears nothing more.
+func TestALoopThatIsWedgedIsNotPraised(t *testing.T) {
+	s := newSite(t, nil, "watchdog: 1s\nshutdown: 1s\n")
+	e, env := s.systemd()
+	cmd := s.daemon(faulty, env...)
 	st, err := control.Dial(s.dir + "/state/control.sock").Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(st.PID, syscall.SIGSTOP); err != nil {
+	t.Cleanup(func() { _ = syscall.Kill(st.PID, syscall.SIGKILL) }) // it cannot stop in order
+	e.hear("WATCHDOG=1")
+	m := withFault(1, map[int]string{0: "hang@decide"})[0]
+	if err := m.Write(s.in); err != nil {
 		t.Fatal(err)
 	}
-	s.drainSocket(l)
-	if err := l.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if n, err := l.Read(make([]byte, 100)); err == nil {
-		t.Errorf("%d bytes from a loop that does not turn", n)
-	}
-	if err := syscall.Kill(st.PID, syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
-	hear("WATCHDOG=1")
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	hear("STOPPING=1")
-}
-
-// drainSocket reads what was sent before the loop was stopped.
-func (s *site) drainSocket(l *net.UnixConn) {
-	for {
-		if err := l.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
-			s.t.Fatal(err)
+	s.until("the loop does not answer", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		_, err := control.Dial(s.dir + "/state/control.sock").Status(ctx)
+		return err != nil
+	})
+	for heard := 0; e.next(1200*time.Millisecond) != ""; heard++ { // six times as long as it is due
+		if heard == 50 {
+			t.Fatal("it is praised all the same")
 		}
-		if _, err := l.Read(make([]byte, 4096)); err != nil {
-			return
-		}
+	}
+	if err := syscall.Kill(st.PID, 0); err != nil {
+		t.Errorf("the process does not live: %v", err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil { // so that the keeper does not start it again
+		t.Fatal(err)
 	}
 }
 
