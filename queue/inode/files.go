@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	"holdfast/queue"
 	"holdfast/queue/durable"
@@ -42,7 +43,7 @@ func (f Files) SetAside(path, aside string, ino uint64) error {
 	if st.Ino != ino {
 		return fmt.Errorf("%s: %w: another file has its name", path, queue.ErrGone)
 	}
-	if err := f.FS.Rename(path, aside); err != nil {
+	if err := f.free(aside, func() error { return f.FS.Rename(path, aside) }); err != nil {
 		return Gone(err)
 	}
 	if st, err = Lstat(aside); err != nil {
@@ -55,6 +56,31 @@ func (f Files) SetAside(path, aside string, ino uint64) error {
 		return fmt.Errorf("%s: %w: replaced by another file", path, queue.ErrGone)
 	}
 	return nil
+}
+
+// Link gives an open file a name that only we use.
+func (f Files) Link(file *os.File, path string) error {
+	return f.free(path, func() error { return f.FS.Link(file, path) })
+}
+
+// free takes a name that only we use. What has it is a leftover that no journal
+// and no marker names any more: it is not ours to remove, and must not stop a
+// message, so it is put out of the way, where listings count it.
+func (f Files) free(path string, take func() error) error {
+	err := take()
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	st, err := Lstat(path)
+	if err != nil {
+		return err
+	}
+	old := fmt.Sprintf("%s.old-%d", path, st.Ino)
+	if err := f.FS.Rename(path, old); err != nil {
+		return err
+	}
+	f.Report("put out of the way", fmt.Errorf("%s is of unknown origin, and is now %s", path, old))
+	return take()
 }
 
 // Unlink removes a name only while it is the given inode.

@@ -11,12 +11,16 @@ import (
 	"holdfast/queue"
 )
 
-// faultAt panics if the message asks for it: a planted defect of the
-// supervisor, for tests of what happens when Holdfast itself dies.
+// faultAt panics, or never returns, if the message asks for it: a planted
+// defect of the supervisor, for tests of what happens when Holdfast itself dies
+// or its loop is wedged while the process lives.
 func faultAt(step string, m *message) {
 	header, _, _ := bytes.Cut(m.sniff(64<<10), []byte("\n\n"))
-	if bytes.Contains(header, []byte("X-Holdfast-Fault: panic@"+step)) {
+	switch {
+	case bytes.Contains(header, []byte("X-Holdfast-Fault: panic@"+step)):
 		panic(fmt.Sprintf("planted fault at %s on %s", step, m.id()))
+	case bytes.Contains(header, []byte("X-Holdfast-Fault: hang@"+step)):
+		select {}
 	}
 }
 

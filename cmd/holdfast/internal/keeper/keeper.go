@@ -27,6 +27,7 @@ type Options struct {
 	Most       time.Duration
 	Settled    time.Duration // a life of this length resets the delay
 	Died       func(how string, again time.Duration)
+	Stopped    func(os.Signal) int // the exit code when it is stopped while no supervisor runs; nil: 0
 }
 
 // Environment variables by which the supervisor knows its keeper.
@@ -83,11 +84,18 @@ func Run(ctx context.Context, o Options) (int, error) {
 		case <-time.After(delay):
 		case s := <-signals:
 			if s != unix.SIGHUP {
-				return 0, nil
+				return o.stopped(s), nil
 			}
 		}
 		delay = min(2*delay, o.Most)
 	}
+}
+
+func (o Options) stopped(s os.Signal) int {
+	if o.Stopped == nil {
+		return 0
+	}
+	return o.Stopped(s)
 }
 
 // life runs the supervisor once. how is "" if it ended in order.
