@@ -162,7 +162,8 @@ func (s *supervisor) life(ctx context.Context, hup <-chan os.Signal) (*conf.Conf
 				return nil, e.sum, errors.Join(err, e.err)
 			}
 		case <-hup:
-			if next = s.reload(ctx); next != nil {
+			if c := s.reload(ctx); c != nil { // a bad one takes nothing back
+				next = c
 				stop(gateway.ErrReload)
 			}
 		}
