@@ -370,6 +370,36 @@ func TestAReloadThatCannotWorkIsRefused(t *testing.T) {
 	s.account(nil, nil)
 }
 
+// TestABadReloadRightAfterAGoodOne: the good one is being taken when the bad
+// one is refused; the daemon goes on with the good one.
+func TestABadReloadRightAfterAGoodOne(t *testing.T) {
+	s := newSite(t, withFault(1, map[int]string{0: "hang@part"}), "limits: {cpu: 1s, wall: 4s}\n")
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := s.daemon(faulty)
+	client := control.Dial(s.dir + "/state/control.sock")
+	s.until("a message is in work, which keeps the old life from ending at once", func() bool {
+		st, err := client.Status(t.Context())
+		return err == nil && len(st.InFlight) == 1 && st.InFlight[0].Stage == "part"
+	})
+	for _, c := range []struct{ more, want string }{{"monitor: true\n", "msg=reloading"}, {"nonsense: 1\n", `msg="reload refused"`}} {
+		if err := os.WriteFile(s.config, append(append([]byte{}, text...), c.more...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		s.until(c.want, func() bool { return strings.Contains(s.log.String(), c.want) })
+	}
+	s.inOrder("msg=reloading", `msg="reload refused"`)
+	s.until("the good one is taken", func() bool {
+		_, err := client.Status(t.Context())
+		return err == nil && strings.Contains(s.log.String(), "monitor=true")
+	})
+}
+
 // inOrder looks for lines in the daemon's log, one after the other.
 func (s *site) inOrder(want ...string) {
 	s.t.Helper()

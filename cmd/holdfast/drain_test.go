@@ -186,6 +186,9 @@ func TestHoldfastItselfDies(t *testing.T) {
 			t.Errorf("message %d is not listed with its reason:\n%s", i, out)
 		}
 	}
+	if !strings.Contains(out, ": release 298, left 2\n") {
+		t.Errorf("it does not count what the lives that died had done: %s", out)
+	}
 	// The next start leaves them alone, and says so.
 	if code, out, _ := s.run(faulty, "run", "--drain"); code != exitPartly || !strings.Contains(out, "left 2") {
 		t.Errorf("again: exit %d, %s", code, out)

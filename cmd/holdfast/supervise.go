@@ -88,7 +88,7 @@ func supervise(ctx context.Context, g *global, opts runOptions) (gateway.Summary
 		logEvent(s.log, gateway.Event{Name: event, Fields: s.describe()})
 		next, sum, err := s.life(ctx, hup)
 		if err != nil || next == nil {
-			return sum, err
+			return s.whole(ctx, sum), err
 		}
 		s, old, event = s.next(next), s, gateway.EventReloaded
 		s.before = maps.Clone(s.before)
@@ -97,6 +97,29 @@ func supervise(ctx context.Context, g *global, opts runOptions) (gateway.Summary
 		}
 		s.loaded = time.Now()
 	}
+}
+
+// whole is the summary of all that a drain did: the configurations before a
+// reload count, and the lives that died, of which history knows.
+func (s *supervisor) whole(ctx context.Context, sum gateway.Summary) gateway.Summary {
+	if !s.opts.drain || sum.Counts == nil {
+		return sum
+	}
+	for k, n := range s.before {
+		sum.Counts[k] += n
+	}
+	began, died := keeper.Began()
+	if !died || s.opts.dryRun {
+		return sum
+	}
+	counts := map[string]int64{}
+	err := history.Since(context.WithoutCancel(ctx), s.conf.Paths.History, began, func(r history.Record) { counts[r.Verdict]++ })
+	if err != nil {
+		s.trouble("earlier lives not counted", err, nil)
+		return sum
+	}
+	sum.Counts, sum.Took = counts, time.Since(began)
+	return sum
 }
 
 // life runs one gateway that is open. It returns the new configuration if a
@@ -139,7 +162,8 @@ func (s *supervisor) life(ctx context.Context, hup <-chan os.Signal) (*conf.Conf
 				return nil, e.sum, errors.Join(err, e.err)
 			}
 		case <-hup:
-			if next = s.reload(ctx); next != nil {
+			if c := s.reload(ctx); c != nil { // a bad one takes nothing back
+				next = c
 				stop(gateway.ErrReload)
 			}
 		}
