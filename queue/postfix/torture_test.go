@@ -620,6 +620,42 @@ func TestTortureJournalLost(t *testing.T) {
 	}
 }
 
+// TestTortureLateCopy: what was on its way to the listener when we died is
+// accepted after our restart, when its original has long been settled.
+func TestTortureLateCopy(t *testing.T) {
+	inMemory(t)
+	for _, p := range paths {
+		if p.modify != ByReinjection {
+			continue
+		}
+		points := 0
+		for _, l := range layouts {
+			for at := range count(t, p, l) {
+				w := newWorld(t, l)
+				w.fill(p)
+				w.late = true
+				hook := &fault.Crash{At: at}
+				q, _ := w.open(hook)
+				listener := w.holder
+				ledger, _ := w.commit(q, p)
+				point := fmt.Sprintf("%s, %s, killed before %q", p.name, l.name, hook.Name)
+				for range 2 {
+					if err := w.recover(p, ledger); err != nil {
+						t.Fatalf("%s: recovery: %v", point, err)
+					}
+					points += len(listener.pending)
+					listener.finish()
+				}
+				w.settled(point)
+			}
+		}
+		if points == 0 {
+			t.Errorf("%s: no copy was late", p.name)
+		}
+		report(t, points, p, "a copy that comes late")
+	}
+}
+
 // TestTortureError lets every operation fail once: mail is complete
 // afterwards, and the next try settles it, in the same life or the next. Of a
 // Save that failed, both ends are tried: it happened, or not.
