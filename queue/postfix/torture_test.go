@@ -167,12 +167,12 @@ func changes(how string, m Modify) []path {
 		}},
 		{name: how + " split", modify: m, plan: func(s string) ([]queue.Group, []expect) {
 			return []queue.Group{
-					{Recipients: []int{0}, Disposition: queue.Release},
-					{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
-					{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
-				}, []expect{
-					{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, newBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
-				}
+				{Recipients: []int{0}, Disposition: queue.Release},
+				{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
+				{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
+			}, []expect{
+				{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, newBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
+			}
 		}},
 	}
 }
