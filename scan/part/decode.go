@@ -39,7 +39,7 @@ func (d *base64Decoder) Write(b []byte) {
 	for _, c := range b {
 		v := digit(c)
 		if v < 0 {
-			if c == '=' {
+			if c == '=' && d.n >= 2 { // padding nowhere else: decoders pass over it
 				out = d.flush(out)
 			}
 			continue

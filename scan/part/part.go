@@ -11,6 +11,7 @@ import (
 	"io"
 	"mime"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/emersion/go-message/textproto"
@@ -44,6 +45,7 @@ const (
 	maxBoundary  = 1000     // bytes; RFC 2046 allows 70
 	rootLeaf     = "1"
 	nameField    = 1000
+	maxReadings  = 8 // of one header: boundaries that a client may read out of it
 	mixedDefault = "text/plain"
 )
 
@@ -52,6 +54,7 @@ type level struct {
 	boundaries []string // none for a message within
 	path       string
 	children   int
+	digest     bool // what has no type is a message (RFC 2046, 5.1.5)
 }
 
 type walker struct {
@@ -110,6 +113,7 @@ func (w *walker) line(b []byte, start bool) {
 		return
 	}
 	if !w.inHead {
+		w.bareCR(b)
 		w.body(b)
 		return
 	}
@@ -123,6 +127,27 @@ func (w *walker) line(b []byte, start bool) {
 		return
 	}
 	w.header.Write(b)
+}
+
+// bareCR notices a delimiter behind a CR that ends no line: some clients take
+// it for one.
+func (w *walker) bareCR(b []byte) {
+	for {
+		i := bytes.IndexByte(b, '\r')
+		if i < 0 || i+1 >= len(b) || b[i+1] == '\n' {
+			return
+		}
+		if b = b[i+1:]; len(b) < 3 || b[0] != '-' || b[1] != '-' {
+			continue
+		}
+		line, _, _ := bytes.Cut(b[2:], []byte("\r"))
+		text := strings.TrimSuffix(string(bytes.TrimRight(line, "\n\t ")), "--")
+		for _, l := range w.stack {
+			if slices.Contains(l.boundaries, text) {
+				w.incomplete("a boundary behind a bare CR")
+			}
+		}
+	}
 }
 
 // delimiter tries a line against every open boundary, the innermost first:
@@ -190,28 +215,66 @@ func (w *walker) body(b []byte) {
 // endHeader reads the header of a part and says what its body is.
 func (w *walker) endHeader() {
 	w.inHead = false
-	h := fields(w.header.Bytes())
+	raw := rawHeader(bytes.Clone(w.header.Bytes()))
+	h := fields(raw)
 	w.header.Reset()
 	if w.first {
 		w.sum.Header, w.first = h, false
 	}
-	kind, params := contentType(h)
+	kind, params := contentType(h, w.inDigest())
+	enc := w.encoding(h)
+	encoded := enc == "base64" || enc == "quoted-printable"
+	if raw.ambiguous(encoded) {
+		w.incomplete("a header of which clients see different ends")
+	}
 	switch {
 	case strings.HasPrefix(kind, "multipart/"):
-		if bounds := boundaries(h, params); len(bounds) > 0 && w.deeper() {
-			w.stack = append(w.stack, level{boundaries: bounds, path: w.path})
+		bounds := boundaries(h, params)
+		if encoded || len(bounds) == 0 {
+			w.incomplete("a multipart that is encoded, or has no boundary")
+		}
+		if len(bounds) > 0 && w.deeper() {
+			w.stack = append(w.stack, level{boundaries: bounds, path: w.path, digest: kind == "multipart/digest"})
 			w.leaf = nil
 			return
 		}
-	case kind == "message/rfc822" || kind == "message/global":
-		if enc := encoding(h); (enc == "" || enc == "7bit" || enc == "8bit" || enc == "binary") && w.deeper() {
+	case kind == "message/partial" || kind == "message/external-body":
+		w.incomplete("a fragment of a message, or one that is elsewhere (" + kind + ")")
+	case strings.HasPrefix(kind, "message/") && encoded:
+		w.incomplete("a message within the message that is encoded")
+	case strings.HasPrefix(kind, "message/"):
+		if w.deeper() {
 			w.stack = append(w.stack, level{path: w.path})
 			w.path = join(w.path, 1)
 			w.inHead, w.tooLong = true, false
 			return
 		}
 	}
-	w.begin(scan.Part{Type: clip(kind), Name: clip(fileName(h, params)), Encoding: clip(encoding(h))})
+	w.begin(scan.Part{Type: clip(kind), Name: clip(fileName(h, params)), Encoding: clip(enc)})
+}
+
+func (w *walker) inDigest() bool { return len(w.stack) > 0 && w.stack[len(w.stack)-1].digest }
+
+// rawHeader is a header before it is read.
+type rawHeader []byte
+
+// ambiguous says that clients may disagree about where the header ends, and so
+// about what is encoded.
+func (h rawHeader) ambiguous(encoded bool) bool {
+	for i, c := range h {
+		if c == '\r' && i+1 < len(h) && h[i+1] != '\n' {
+			return true
+		}
+	}
+	if !encoded {
+		return false // each reading shows the same bytes, and they are all looked at
+	}
+	for line := range bytes.Lines(h) {
+		if line[0] != ' ' && line[0] != '\t' && bytes.IndexByte(line, ':') <= 0 && !bytes.HasPrefix(line, []byte("From ")) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *walker) deeper() bool {
@@ -266,7 +329,7 @@ func (w *walker) endLeaf() {
 // fields reads a header with go-message; one that it refuses is read again
 // line by line, keeping what has a colon.
 func fields(b []byte) textproto.Header {
-	text := append(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")), '\n')
+	text := append(bytes.ReplaceAll(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")), []byte("\r"), []byte("\n")), '\n')
 	h, err := textproto.ReadHeader(bufio.NewReader(bytes.NewReader(bytes.ReplaceAll(text, []byte("\n"), []byte("\r\n")))))
 	if err == nil {
 		return h
@@ -291,21 +354,53 @@ func fields(b []byte) textproto.Header {
 
 // A search in a lower-case copy would not do: folding moves the bytes behind
 // one that is not UTF-8.
-var boundaryWord = regexp.MustCompile("(?i)boundary")
+var boundaryWord = regexp.MustCompile(`(?i)boundary(\*[0-9]*\*?)?[ \t]*=[ \t]*`)
 
 // contentType is the type in lower case; a broken field still says what it
 // begins with.
-func contentType(h textproto.Header) (string, map[string]string) {
-	v := h.Get("Content-Type")
+func contentType(h textproto.Header, inDigest bool) (string, map[string]string) {
+	v := withoutComments(h.Get("Content-Type"))
 	kind, params, err := mime.ParseMediaType(v)
-	if err == nil || kind != "" {
+	if err != nil {
+		kind, _, _ = strings.Cut(v, ";")
+		kind = strings.ToLower(strings.NewReplacer(" ", "", "\t", "", `"`, "", "\x00", "").Replace(kind))
+	}
+	switch {
+	case kind != "":
 		return kind, params
+	case inDigest:
+		return "message/rfc822", nil
 	}
-	kind, _, _ = strings.Cut(v, ";")
-	if kind = strings.ToLower(strings.TrimSpace(kind)); kind == "" {
-		kind = mixedDefault
+	return mixedDefault, nil
+}
+
+// withoutComments drops RFC 822 comments, which stand in parentheses outside
+// of quotes.
+func withoutComments(s string) string {
+	if !strings.Contains(s, "(") {
+		return s
 	}
-	return kind, nil
+	var out strings.Builder
+	depth, quoted := 0, false
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case c == '\\' && i+1 < len(s):
+			if depth == 0 {
+				out.WriteString(s[i : i+2])
+			}
+			i++
+		case c == '"' && depth == 0:
+			quoted = !quoted
+			out.WriteByte(c)
+		case c == '(' && !quoted:
+			depth++
+		case c == ')' && depth > 0:
+			depth--
+		case depth == 0:
+			out.WriteByte(c)
+		}
+	}
+	return strings.TrimSpace(out.String())
 }
 
 // boundaries are all boundaries that a client may read out of the header:
@@ -326,14 +421,17 @@ func boundaries(h textproto.Header, params map[string]string) []string {
 	}
 	add(params["boundary"])
 	for i, v := range h.Values("Content-Type") {
-		if i == 4 {
+		if i == maxReadings {
 			break
 		}
-		if at := boundaryWord.FindStringIndex(v); at != nil {
-			rest := strings.TrimLeft(v[at[1]:], " \t")
-			if rest, ok := strings.CutPrefix(rest, "="); ok {
-				add(token(strings.TrimLeft(rest, " \t")))
+		for _, text := range []string{v, withoutComments(v)} {
+			whole := ""
+			for _, at := range boundaryWord.FindAllStringIndex(text, maxReadings) {
+				t := token(text[at[1]:])
+				add(t)
+				whole += t // of a value in pieces (RFC 2231, 3)
 			}
+			add(whole)
 		}
 	}
 	return out
@@ -344,16 +442,32 @@ func token(s string) string {
 		t, _, _ := strings.Cut(q, `"`)
 		return t
 	}
-	t, _, _ := strings.Cut(s, ";")
-	t, _, _ = strings.Cut(t, " ")
-	return t
+	if i := strings.IndexAny(s, "; \t("); i >= 0 {
+		s = s[:i]
+	}
+	return s
 }
 
-func encoding(h textproto.Header) string {
-	e := strings.ToLower(strings.Trim(strings.TrimSpace(h.Get("Content-Transfer-Encoding")), `"`))
-	e, _, _ = strings.Cut(e, ";")
-	e, _, _ = strings.Cut(e, "(")
-	return strings.TrimSpace(e)
+var encodingWord = regexp.MustCompile(`[a-z0-9-]+`)
+
+// encoding is the transfer encoding by its first word. Fields that contradict
+// each other, and encodings that are not known, leave open what a client shows.
+func (w *walker) encoding(h textproto.Header) string {
+	first := ""
+	for i, v := range h.Values("Content-Transfer-Encoding") {
+		e := encodingWord.FindString(strings.ToLower(withoutComments(v)))
+		if i == 0 {
+			first = e
+		} else if e != first {
+			w.incomplete("transfer encodings that contradict each other")
+		}
+	}
+	switch first {
+	case "", "7bit", "8bit", "binary", "base64", "quoted-printable":
+	default:
+		w.incomplete("a transfer encoding that is not known: " + clip(first))
+	}
+	return first
 }
 
 func fileName(h textproto.Header, params map[string]string) string {

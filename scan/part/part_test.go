@@ -58,7 +58,7 @@ func TestWhatAClientWouldShowIsVisited(t *testing.T) {
 		"preamble, epilogue":   {multi + "before\n--b\n\none\n--b--\nafter\n", "1 text/plain \"before\\n\"\n1 text/plain \"one\\n\"\n2 text/plain \"after\\n\""},
 		"no final boundary":    {multi + "--b\n\none\n", `1 text/plain "one\n"`},
 		"quoted boundary":      {"Content-Type: multipart/mixed; boundary=\"a b\"\n\n--a b\n\none\n--a b--", "1 text/plain \"one\\n\"\n2 text/plain \"\""},
-		"broken content type":  {"Content-Type: multipart/mixed; boundary=b; boundary=c; x=(\n\n--b\n\none\n--c\n\ntwo\n", "1 text/plain \"one\\n--c\\n\\ntwo\\n\""},
+		"broken content type":  {"Content-Type: multipart/mixed; boundary=b; boundary=c; x=(\n\n--b\n\none\n--c\n\ntwo\n", "1 text/plain \"one\\n\"\n2 text/plain \"two\\n\""},
 		"two content types":    {"Content-Type: multipart/mixed; boundary=b\nContent-Type: multipart/mixed; boundary=c\n\n--b\n\none\n--c\n\ntwo\n", "1 text/plain \"one\\n\"\n2 text/plain \"two\\n\""},
 		"line without colon":   {"Subject: x\nthis is no field\nContent-Type: multipart/mixed; boundary=b\n\n--b\n\none\n", `1 text/plain "one\n"`},
 		"CRLF":                 {"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\none\r\n--b--\r\n", "1 text/plain \"one\\r\\n\"\n2 text/plain \"\""},

@@ -2,13 +2,34 @@
 // stream: EICAR's anti-virus test file and GTUBE.
 package signature
 
-import "bytes"
+import (
+	"bytes"
+	"sync"
+)
 
 // The strings are kept apart here, so that no scanner takes this program for
 // what it looks for.
 var patterns = []struct{ rule, text string }{
 	{"signature/eicar", `X5O!P%@AP[4\PZX54(P^)7CC)7}$` + "EICAR-STANDARD-" + "ANTIVIRUS-TEST-FILE!$H+H*"},
 	{"signature/gtube", "XJS*C4JDBQADN1.NSBN3*2IDNEN*" + "GTUBE-STANDARD-" + "ANTI-UBE-TEST-EMAIL*C.34X"},
+}
+
+// forms are the patterns as bytes: in ASCII, and in UTF-16.
+var forms = sync.OnceValue(func() (out []form) {
+	for _, p := range patterns {
+		little := make([]byte, 0, 2*len(p.text))
+		for i := range len(p.text) {
+			little = append(little, p.text[i], 0)
+		}
+		// Without the last NUL it is in both orders of UTF-16.
+		out = append(out, form{p.rule, []byte(p.text)}, form{p.rule, little[:len(little)-1]})
+	}
+	return out
+})
+
+type form struct {
+	rule string
+	text []byte
 }
 
 // Matcher looks through a stream; the zero value is ready.
@@ -20,8 +41,8 @@ type Matcher struct {
 // keep is the longest pattern less one byte: a match may straddle two writes.
 func keep() int {
 	n := 0
-	for _, p := range patterns {
-		n = max(n, len(p.text)-1)
+	for _, f := range forms() {
+		n = max(n, len(f.text)-1)
 	}
 	return n
 }
@@ -41,9 +62,9 @@ func (m *Matcher) Write(p []byte) (int, error) {
 }
 
 func (m *Matcher) look(b []byte) {
-	for _, p := range patterns {
-		if bytes.Contains(b, []byte(p.text)) && !m.has(p.rule) {
-			m.found = append(m.found, p.rule)
+	for _, f := range forms() {
+		if bytes.Contains(b, f.text) && !m.has(f.rule) {
+			m.found = append(m.found, f.rule)
 		}
 	}
 }
