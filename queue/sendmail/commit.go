@@ -299,17 +299,17 @@ func (q *Queue) note(id queue.ID, what string, err error) {
 }
 
 // cleanUp removes what a settled message leaves in `in`: its data file, and
-// of a rewritten one the original control file.
+// of a rewritten one, last, the original control file, by which Tidy would find
+// the rest.
 func (q *Queue) cleanUp(j *job) error {
 	id := j.entry.ID.Name
+	if j.stats.Data.Ino != 0 { // a resumed one's body may be elsewhere
+		if err := q.files.Remove(j.dfIn, filepath.Join(filepath.Dir(j.dfIn), "hb"+id+".gone"), j.stats.Data.Ino); err != nil && !errors.Is(err, queue.ErrGone) {
+			q.note(j.entry.ID, "remove its data file", err)
+		}
+	}
 	if j.kind == rewritten {
 		q.files.Unlink(j.in.newControl(id, 0), j.marker.orig)
-	}
-	if j.stats.Data.Ino == 0 {
-		return nil // a resumed one whose body was elsewhere
-	}
-	if err := q.files.Remove(j.dfIn, filepath.Join(filepath.Dir(j.dfIn), "hb"+id+".gone"), j.stats.Data.Ino); err != nil && !errors.Is(err, queue.ErrGone) {
-		q.note(j.entry.ID, "remove its data file", err)
 	}
 	return nil
 }
@@ -325,17 +325,16 @@ func (q *Queue) Sweep(_ context.Context, id queue.ID, st queue.Stats) error {
 	if _, err := inode.Lstat(p.control(id.Name)); !errors.Is(err, queue.ErrGone) {
 		return err
 	}
+	if st.Data.Ino != 0 {
+		q.files.Unlink(p.goneData(id.Name), st.Data.Ino)
+		if err := q.files.Remove(p.data(id.Name), p.goneData(id.Name), st.Data.Ino); err != nil && !errors.Is(err, queue.ErrGone) {
+			return err
+		}
+	}
 	q.files.Unlink(p.newControl(id.Name, 0), st.Control.Ino)
 	q.files.Unlink(p.goneControl(id.Name), st.Control.Ino)
 	if m, ok := q.readMarker(p.goneControl(id.Name)); ok {
 		q.files.Unlink(p.goneControl(id.Name), m.self)
-	}
-	if st.Data.Ino == 0 {
-		return nil
-	}
-	q.files.Unlink(p.goneData(id.Name), st.Data.Ino)
-	if err := q.files.Remove(p.data(id.Name), p.goneData(id.Name), st.Data.Ino); err != nil && !errors.Is(err, queue.ErrGone) {
-		return err
 	}
 	return nil
 }

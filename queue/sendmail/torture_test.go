@@ -85,6 +85,9 @@ func (w *world) open(hook durable.Hook) (*Queue, *quarantine.Store) {
 type path struct {
 	name string
 	plan func(id string) ([]queue.Group, []expect)
+	// published: the marker goes out with the original id, where it is found
+	// without a journal, so that nothing is left.
+	published bool
 }
 
 func body(id string) string { return "body of " + id + "\n" }
@@ -96,15 +99,15 @@ var all = []string{"b@example.net", "c@example.net", "d@example.net"}
 var paths = []path{
 	{"release", func(id string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Release}}, []expect{{all, queue.Release, body(id), ""}}
-	}},
+	}, false},
 	{"release modified", func(id string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Release, Edit: &queue.Edit{Header: []queue.HeaderEdit{edited}, Body: strings.NewReader("new " + id + "\n")}}},
 			[]expect{{all, queue.Release, "new " + id + "\n", "X-Scanned: yes"}}
-	}},
+	}, true},
 	{"release with a header", func(id string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Release, Edit: &queue.Edit{Header: []queue.HeaderEdit{edited}}}},
 			[]expect{{all, queue.Release, body(id), "X-Scanned: yes"}}
-	}},
+	}, true},
 	{"split", func(id string) ([]queue.Group, []expect) {
 		groups := []queue.Group{
 			{Recipients: []int{0}, Disposition: queue.Release},
@@ -116,17 +119,17 @@ var paths = []path{
 			{all[1:2], queue.Release, "new " + id + "\n", "X-Scanned: yes"},
 			{all[2:], queue.Quarantine, body(id), ""},
 		}
-	}},
+	}, true},
 	{"split, nothing released", func(id string) ([]queue.Group, []expect) {
 		groups := []queue.Group{
 			{Recipients: []int{0, 1}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
 			{Recipients: []int{2}, Disposition: queue.Drop},
 		}
 		return groups, []expect{{all[:2], queue.Quarantine, body(id), ""}, {all[2:], queue.Drop, "", ""}}
-	}},
+	}, false},
 	{"quarantine", func(id string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Quarantine, Item: []byte(`{}`)}}, []expect{{all, queue.Quarantine, body(id), ""}}
-	}},
+	}, false},
 }
 
 // commit claims and commits everything that is in the inbound queue, as the
@@ -209,6 +212,9 @@ func (w *world) recover(p path, journal map[string]queue.Stats) error {
 		if err := q.Sweep(ctx, queue.ID{Queue: "q", Dir: w.in, Name: id}, st); err != nil {
 			return err
 		}
+	}
+	if _, err := q.Tidy(ctx); err != nil {
+		return err
 	}
 	if _, err := w.commit(q, p); err != nil {
 		return err
@@ -452,7 +458,7 @@ func TestTortureKillLedgerGone(t *testing.T) {
 			}
 			for _, e := range names {
 				left++
-				if !strings.HasPrefix(e.Name(), "df") && !strings.HasPrefix(e.Name(), "h") {
+				if !strings.HasPrefix(e.Name(), "df") && !strings.HasPrefix(e.Name(), "h") || p.published {
 					t.Errorf("%s, killed before %q: left in the inbound directory: %s", p.name, hook.Name, e.Name())
 				}
 			}

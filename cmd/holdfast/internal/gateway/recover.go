@@ -33,6 +33,9 @@ func (g *Gateway) Recover(ctx context.Context, last recorder.Last, death string)
 	if err := g.recoverJournal(ctx); err != nil {
 		return err
 	}
+	if err := g.tidy(ctx); err != nil {
+		return err
+	}
 	if err := g.recoverItems(ctx); err != nil {
 		return err
 	}
@@ -174,6 +177,27 @@ func (g *Gateway) sweepDecided(ctx context.Context, id queue.ID, key string, d d
 	}
 	g.Report(Event{Name: EventSwept, ID: id, Fields: Fields{"decided": d.Disposition}})
 	return true
+}
+
+// tidy has queues remove what a crash left that they know for their own
+// without a journal: the ledger may be new.
+func (g *Gateway) tidy(ctx context.Context) error {
+	for _, q := range g.Queues {
+		t, ok := q.(interface {
+			Tidy(ctx context.Context) ([]queue.ID, error)
+		})
+		if !ok || g.Settings.DryRun {
+			continue
+		}
+		ids, err := t.Tidy(ctx)
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			g.Report(Event{Name: EventSwept, ID: id})
+		}
+	}
+	return nil
 }
 
 // recoverItems settles quarantine items that were prepared (CUSTODY 3).
