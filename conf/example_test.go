@@ -237,10 +237,10 @@ func TestSchemaTagsParse(t *testing.T) {
 	walk(reflect.TypeFor[Config]())
 }
 
-// values is a configuration without its places.
+// values is a configuration without where it came from.
 func values(c *Config) *Config {
 	plain := *c
-	plain.places = nil
+	plain.places, plain.sources = nil, nil
 	return &plain
 }
 
