@@ -41,14 +41,19 @@ func runCheck(ctx context.Context, g *global, smtp string, sendTest bool) error 
 	if err != nil {
 		return err
 	}
+	paused := ""
+	if p := readPause(c); p != nil {
+		paused = "paused by " + p.By + " since " + p.At.Local().Format(time.DateTime)
+	}
 	all := check.Run(ctx, c, check.Host{
-		Proc: "/proc", MailDir: "/etc/mail", SMTP: smtp, UID: os.Geteuid(), Sandbox: probeSandbox,
-		Daemon: func(ctx context.Context) (int, error) {
+		Proc: "/proc", MailDir: "/etc/mail", SMTP: smtp, UID: os.Geteuid(), Sandbox: probeSandbox, Paused: paused, Kick: kickCommand,
+		PidFiles: []string{"/run/sendmail/*/*.pid", "/run/sendmail*.pid", "/var/run/sendmail/*/*.pid", "/var/run/sendmail*.pid", "/etc/mail/*.pid"},
+		Daemon: func(ctx context.Context) (check.Daemon, error) {
 			st, err := control.Dial(c.Paths.Control).Status(ctx)
 			if errors.Is(err, control.ErrNoDaemon) {
-				return 0, nil
+				return check.Daemon{}, nil
 			}
-			return st.PID, err
+			return check.Daemon{PID: st.PID, Blocked: st.Breaker, ReloadRefused: st.ReloadRefused}, err
 		},
 		Postconf: postconf, Postmap: postmap, Postsuper: postsuper, Sendmail: sendmailTest, SendTest: sendTest,
 	})

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -44,7 +43,12 @@ type Host struct {
 	SMTP    string                                            // host:port of the queue-only listener; empty: do not ask it
 	UID     int                                               // who Holdfast would run as
 	Sandbox func(context.Context) (lacks []string, err error) // what workers could not be kept from
-	Daemon  func(context.Context) (pid int, err error)        // the running daemon, 0 if none
+	Daemon  func(context.Context) (Daemon, error)             // the running one
+	Paused  string                                            // who paused, and when; empty: nobody
+
+	PidFiles []string                                    // patterns of sendmail's pid files
+	Kick     func(conf.Command) []string                 // what a kick resolves to
+	Statfs   func(path string, buf *unix.Statfs_t) error // nil: the system's
 
 	// Postfix's own commands, with the configuration directory they read.
 	Postconf  func(ctx context.Context, config string, args ...string) (lines []string, err error)
@@ -52,6 +56,13 @@ type Host struct {
 	Postsuper func(ctx context.Context, config string, args ...string) error
 	Sendmail  func(ctx context.Context, config, message string) (mark string, err error)
 	SendTest  bool // send messages of our own through each route, and remove them
+}
+
+// Daemon is what the running daemon tells of itself.
+type Daemon struct {
+	PID           int    // 0: none runs
+	Blocked       string // why it takes no mail
+	ReloadRefused string // why the last SIGHUP changed nothing
 }
 
 type checker struct {
@@ -63,6 +74,9 @@ type checker struct {
 // Run does all checks, in the order in which a person would read them.
 func Run(ctx context.Context, c *conf.Config, h Host) []Finding {
 	k := &checker{Host: h, conf: c}
+	if k.Statfs == nil {
+		k.Statfs = unix.Statfs
+	}
 	for i := range c.Queues {
 		if q := &c.Queues[i]; q.Type == conf.Postfix {
 			k.postfix(ctx, q)
@@ -70,7 +84,12 @@ func Run(ctx context.Context, c *conf.Config, h Host) []Finding {
 			k.queue(q)
 		}
 	}
+	for i := range c.Queues {
+		k.kick(&c.Queues[i])
+	}
 	k.state()
+	k.ledger()
+	k.switches()
 	k.notify()
 	k.rights()
 	k.worker(ctx)
@@ -166,61 +185,38 @@ func (k *checker) directory(topic, key, path string) (dev uint64, ok bool) {
 		return st.Dev, true
 	}
 	unix.Close(fd)
-	k.fileSystem(topic, path, "mail in it would not survive a reboot: put the queue on a disk")
+	k.fileSystem(topic, path, Failure, mailLost, false)
 	return st.Dev, true
 }
+
+const mailLost = "mail in it would not survive a reboot: put the queue on a disk"
 
 // File system types whose rename is atomic across directories and survives
 // as documented (statfs(2), linux/magic.h).
 var known = map[int64]string{0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs"}
 
-func (k *checker) fileSystem(topic, path, inMemory string) {
+func (k *checker) fileSystem(topic, path string, memory Level, inMemory string, stops bool) {
 	var st unix.Statfs_t
-	if err := unix.Statfs(path, &st); err != nil {
+	if err := k.Statfs(path, &st); err != nil {
 		k.say(Failure, topic, "see the error", "file system of %s: %v", path, err)
 		return
 	}
 	switch t := int64(st.Type); {
 	case t == unix.TMPFS_MAGIC || t == unix.RAMFS_MAGIC:
-		k.say(Failure, topic, inMemory, "%s is in memory (tmpfs)", path)
+		if memory != OK {
+			k.say(memory, topic, inMemory, "%s is in memory (tmpfs)", path)
+		}
 	case t == unix.NFS_SUPER_MAGIC:
 		k.say(Failure, topic, "use a local file system", "%s is on NFS, where locks and renames cannot be relied on", path)
 	case known[t] == "":
 		k.say(Warning, topic, "use ext4, xfs or btrfs, on which Holdfast is tested", "the file system of %s (type %#x) is not one that Holdfast is tested on", path, t)
 	}
 	if free := int64(st.Bavail) * st.Bsize; free < int64(k.conf.MinFree) {
-		k.say(Failure, topic, "make room, or lower min_free", "%s has %s free, and min_free is %s: no mail would be taken",
-			path, conf.Size(free), k.conf.MinFree)
-	}
-}
-
-// state checks Holdfast's own directory, or the one it would be made in.
-func (k *checker) state() {
-	path := k.conf.State
-	st, err := os.Stat(path)
-	for errors.Is(err, fs.ErrNotExist) && path != "/" {
-		path = filepath.Dir(path)
-		st, err = os.Stat(path)
-	}
-	const topic = "state"
-	before := len(k.out)
-	switch {
-	case err != nil:
-		k.say(Failure, topic, "see the error", "%s: %v", path, err)
-		return
-	case !st.IsDir():
-		k.say(Failure, topic, "remove it, or choose another state directory", "%s is not a directory", path)
-		return
-	case path != k.conf.State && unix.Access(path, unix.W_OK) != nil:
-		k.say(Failure, topic, "create it, or run Holdfast as root", "%s does not exist and cannot be made", k.conf.State)
-	case path == k.conf.State && st.Mode().Perm()&0o077 != 0:
-		k.say(Failure, topic, "chmod 700 "+path, "%s is open to others (mode %04o); it holds mail", path, st.Mode().Perm())
-	case path == k.conf.State && unix.Access(path, unix.W_OK) != nil:
-		k.say(Failure, topic, "give it to the user that runs Holdfast", "%s cannot be written", path)
-	}
-	k.fileSystem(topic, path, "the ledger and the quarantine would not survive a reboot: set state to a directory on a disk")
-	if len(k.out) == before {
-		k.say(OK, topic, "", "%s is on a disk, with room", k.conf.State)
+		then := ""
+		if stops {
+			then = ": no mail would be taken"
+		}
+		k.say(Failure, topic, "make room, or lower min_free", "%s has %s free, and min_free is %s%s", path, conf.Size(free), k.conf.MinFree, then)
 	}
 }
 
@@ -278,15 +274,14 @@ func (k *checker) worker(ctx context.Context) {
 func (k *checker) workerUser() {
 	uid, err := strconv.Atoi(k.conf.User)
 	if err != nil {
-		u, err := user.Lookup(k.conf.User)
-		if err != nil {
-			k.say(Failure, "user", "create the user, or set user to an existing one", "the workers' user %q does not exist", k.conf.User)
-			return
+		u, lerr := user.Lookup(k.conf.User)
+		if err = lerr; err == nil {
+			uid, err = strconv.Atoi(u.Uid)
 		}
-		if uid, err = strconv.Atoi(u.Uid); err != nil {
-			k.say(Failure, "user", "set user to a number", "the workers' user %q has the id %q", k.conf.User, u.Uid)
-			return
-		}
+	}
+	if err != nil {
+		k.say(Failure, "user", "create the user, or set user to an existing one", "the workers' user %q does not exist: %v", k.conf.User, err)
+		return
 	}
 	if uid == 0 {
 		k.say(Failure, "user", "set user to one that owns nothing, for example nobody", "workers would run as root")
@@ -296,13 +291,20 @@ func (k *checker) workerUser() {
 }
 
 func (k *checker) daemon(ctx context.Context) {
-	pid, err := k.Daemon(ctx)
+	d, err := k.Daemon(ctx)
 	switch {
 	case err != nil:
 		k.say(Warning, "daemon", "see the error; holdfast run tells more", "the daemon's socket does not answer: %v", err)
-	case pid == 0:
+		return
+	case d.PID == 0:
 		k.say(OK, "daemon", "", "not running")
-	default:
-		k.say(OK, "daemon", "", "running as process %d", pid)
+		return
+	}
+	k.say(OK, "daemon", "", "running as process %d", d.PID)
+	if d.Blocked != "" {
+		k.say(Warning, "daemon", "see the reason", "it takes no mail: %s", d.Blocked)
+	}
+	if d.ReloadRefused != "" {
+		k.say(Warning, "daemon", "correct the configuration, and send SIGHUP again", "it runs with an older configuration: the last SIGHUP was refused: %s", d.ReloadRefused)
 	}
 }

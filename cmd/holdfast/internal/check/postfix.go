@@ -82,7 +82,7 @@ func (k *checker) postfixDirs(topic string, q *conf.Queue) {
 		}
 	}
 	before := len(k.out)
-	k.fileSystem(topic, filepath.Join(q.Dir, "hold"), "mail in it would not survive a reboot: put the queue on a disk")
+	k.fileSystem(topic, filepath.Join(q.Dir, "hold"), Failure, mailLost, false)
 	switch {
 	case k.UID != 0 && k.UID != int(owner):
 		k.say(Failure, topic, "start Holdfast as root, or as the owner of Postfix's queues", "runs as uid %d, and the queues in %s belong to uid %d", k.UID, q.Dir, owner)
