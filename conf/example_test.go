@@ -237,7 +237,7 @@ func TestSchemaTagsParse(t *testing.T) {
 	walk(reflect.TypeFor[Config]())
 }
 
-// values is a configuration without where it came from.
+// values is a configuration without where it comes from.
 func values(c *Config) *Config {
 	plain := *c
 	plain.places, plain.sources = nil, nil

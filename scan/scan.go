@@ -4,6 +4,7 @@ package scan
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"holdfast/queue"
@@ -136,9 +137,20 @@ func Unchangeable(p Policy, wanted Verdict, why string) Verdict {
 	return v
 }
 
+// because adds a reason. What was found in a part, and again in the message as
+// it is, was found once.
 func (v *Verdict) because(r Rule, why Reason) {
 	why.Source = r.Source
-	v.Reasons = append(v.Reasons, why)
+	at := slices.IndexFunc(v.Reasons, func(have Reason) bool {
+		same := have.Rule == why.Rule && have.Text == why.Text
+		return same && (have.Part == why.Part || have.Part == "" || why.Part == "")
+	})
+	switch {
+	case at < 0:
+		v.Reasons = append(v.Reasons, why)
+	case v.Reasons[at].Part == "":
+		v.Reasons[at].Part = why.Part
+	}
 	if rank(r.Do) > rank(v.Disposition) {
 		v.Disposition = r.Do
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -25,15 +26,35 @@ func child(args []string) (code int, ok bool) {
 	case args[0] == childWorker && len(args) == 1:
 		return worker.Main(version), true
 	case args[0] == childGuard && len(args) == 2:
-		if err := ledger.Walk(args[1]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1, true
-		}
-		return 0, true
+		return walk(args[1]), true
 	case args[0] == childProbe && len(args) == 1:
 		return probe(), true
 	}
 	return 0, false
+}
+
+// What a guard ends with when it has nothing to say about the file: another
+// process has it, or it could not be opened. Any other end but 0 is damage.
+const (
+	guardInUse  = 75 // EX_TEMPFAIL of sysexits(3)
+	guardCannot = 74 // EX_IOERR
+)
+
+// walk visits every page and row of a ledger.
+func walk(path string) (code int) {
+	err := ledger.Walk(path)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, ledger.ErrInUse):
+		return guardInUse
+	case errors.Is(err, ledger.ErrDamaged):
+		code = 1
+	default:
+		code = guardCannot
+	}
+	fmt.Fprintln(os.Stderr, err)
+	return code
 }
 
 // probe shuts itself in as a worker does, and says what that did not cover.

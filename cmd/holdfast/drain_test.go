@@ -7,7 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"holdfast/cmd/holdfast/internal/courier"
@@ -39,6 +42,7 @@ type site struct {
 	dir, in, out string
 	config       string
 	messages     []sample.Message
+	log          lockedBuffer // of the daemon
 }
 
 func newSite(t *testing.T, messages []sample.Message, extra string) *site {
@@ -137,7 +141,10 @@ func TestOneOfThirtyKillsItsWorker(t *testing.T) {
 	} {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, withFault(30, map[int]string{11: fault}), "limits: {cpu: 1s, wall: 2s, memory: 150MB, memory_retry: 200MB}\nbatch: {messages: 10}\nlog: {level: error}\n")
+			// Only a death by a limit of time gets a short one: under load every
+			// other would be in a race with it.
+			limits := map[string]string{"spin@part": "cpu: 1s, ", "hang@part": "cpu: 2s, wall: 2s, "}[fault]
+			s := newSite(t, withFault(30, map[int]string{11: fault}), "limits: {"+limits+"memory: 150MB, memory_retry: 200MB}\nbatch: {messages: 10}\nlog: {level: error}\n")
 			code, out, errs := s.run(faulty, "run", "--drain")
 			if code != 0 {
 				t.Fatalf("exit %d\n%s%s", code, out, errs)
@@ -147,6 +154,20 @@ func TestOneOfThirtyKillsItsWorker(t *testing.T) {
 				t.Errorf("the reason is %q, want %q", why, reason)
 			}
 		})
+	}
+}
+
+// TestOneFindingIsOneReason: GTUBE in a body is in a part and in the message,
+// and stands once in the reasons.
+func TestOneFindingIsOneReason(t *testing.T) {
+	ms := sample.Demo(1, -1, -1)
+	ms[0].Body = []byte("XJS*C4JDBQADN1.NSBN3*2IDNEN*" + "GTUBE-STANDARD-" + "ANTI-UBE-TEST-EMAIL*C.34X\n")
+	s := newSite(t, ms, "")
+	if code, out, errs := s.run(normal, "run", "--drain"); code != 0 || strings.Count(errs, "GTUBE test string found") != 1 {
+		t.Fatalf("exit %d\n%s%s", code, out, errs)
+	}
+	if why := s.items()[ms[0].ID]; why != "GTUBE test string found" {
+		t.Errorf("the reasons are %q", why)
 	}
 }
 
@@ -165,16 +186,66 @@ func TestHoldfastItselfDies(t *testing.T) {
 			t.Errorf("message %d is not listed with its reason:\n%s", i, out)
 		}
 	}
+	if !strings.Contains(out, ": release 298, left 2\n") {
+		t.Errorf("it does not count what the lives that died had done: %s", out)
+	}
 	// The next start leaves them alone, and says so.
 	if code, out, _ := s.run(faulty, "run", "--drain"); code != exitPartly || !strings.Contains(out, "left 2") {
 		t.Errorf("again: exit %d, %s", code, out)
 	}
 }
 
+// TestADeathBeforeTheLogLine: the messages have left when Holdfast dies of
+// writing about one. The next life writes down what the first had decided: each
+// message has one line and one record, with verdict and reasons.
+func TestADeathBeforeTheLogLine(t *testing.T) {
+	ms := sample.Demo(30, 12, -1)
+	for _, i := range []int{12, 20} {
+		ms[i].Header = "X-Holdfast-Fault: panic@log\n" + ms[i].Header
+	}
+	s := newSite(t, ms, "")
+	code, out, errs := s.run(faulty, "run", "--drain")
+	if code != 0 || !strings.Contains(errs, "the supervisor died") {
+		t.Fatalf("exit %d\n%s%s", code, out, errs)
+	}
+	s.account(map[int]bool{12: true}, nil)
+	days, err := filepath.Glob(s.dir + "/state/history/*.jsonl")
+	if err != nil || len(days) == 0 {
+		t.Fatal(days, err)
+	}
+	text := ""
+	for _, d := range days {
+		b, err := os.ReadFile(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text += string(b)
+	}
+	for i, m := range s.messages {
+		if n := strings.Count(text, fmt.Sprintf("%q:%q", "id", m.ID)); n != 1 {
+			t.Errorf("message %d has %d records", i, n)
+		}
+		if n := strings.Count(errs, "msg=message ") - len(s.messages); n != 0 {
+			t.Errorf("%d lines too many about messages", n)
+		}
+	}
+	for i, want := range map[int][]string{
+		12: {"verdict     quarantine", "EICAR test file found, part 2", "decided before a crash", "became      2", "from        <sender12@example.com>", "to          bob@example.net"},
+		20: {"verdict     release", "decided before a crash", "became      " + ms[20].ID},
+	} {
+		_, out, errs := s.run(normal, "explain", ms[i].ID)
+		for _, w := range want {
+			if !strings.Contains(out, w) {
+				t.Errorf("explain of message %d lacks %q:\n%s%s", i, w, out, errs)
+			}
+		}
+	}
+}
+
 func TestADryRunChangesNothing(t *testing.T) {
 	s := newSite(t, sample.Demo(40, 7, -1), "log: {level: error}\n")
 	code, out, errs := s.run(normal, "run", "--drain", "--dry-run")
-	if code != 0 || !strings.Contains(out, "quarantine 1, release 39") {
+	if code != 0 || !strings.Contains(out, "would quarantine 1, would release 39; 40 still in the queue") {
 		t.Fatalf("exit %d\n%s%s", code, out, errs)
 	}
 	if _, err := os.Stat(s.dir + "/state"); err == nil {
@@ -198,6 +269,55 @@ func TestMonitorReleasesEverythingAndSaysWhatItFound(t *testing.T) {
 		if !strings.Contains(out, want) {
 			t.Errorf("explain lacks %q:\n%s", want, out)
 		}
+	}
+}
+
+// TestAStoppedDrainSaysWhatIsLeft: with its own exit code for each signal, true
+// counts, and no noise about what the stop cut short.
+func TestAStoppedDrainSaysWhatIsLeft(t *testing.T) {
+	for sig, want := range map[syscall.Signal]int{syscall.SIGINT: exitInterrupts, syscall.SIGTERM: exitPartly} {
+		t.Run(sig.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t, sample.Demo(3000, 33, -1), "batch: {messages: 5}\nshutdown: 20s\n")
+			s.tellsFile()
+			cmd := exec.Command(normal, "run", "--drain", "-c", s.config)
+			var out, errs lockedBuffer
+			cmd.Stdout, cmd.Stderr = &out, &errs
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			s.until("a message leaves", func() bool { return strings.Contains(errs.String(), "msg=message") })
+			if err := cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			_ = cmd.Wait() // the exit code says it
+			left, err := filepath.Glob(s.in + "/qf*")
+			if err != nil || len(left) == 0 {
+				t.Fatalf("%d left, %v: it was not stopped", len(left), err)
+			}
+			if code := cmd.ProcessState.ExitCode(); code != want {
+				t.Errorf("exit %d, want %d", code, want)
+			}
+			text := out.String()
+			if !strings.Contains(text, fmt.Sprintf(", left %d\n", len(left))) || strings.Count(text, "\nleft mta:") != 20 ||
+				!strings.Contains(text, fmt.Sprintf("\nand %d more\n", len(left)-20)) {
+				t.Errorf("%d are left:\n%s", len(left), text)
+			}
+			settled := 0
+			for _, n := range regexp.MustCompile(`(?:release|quarantine) (\d+)`).FindAllStringSubmatch(text, -1) {
+				k, err := strconv.Atoi(n[1])
+				if err != nil {
+					t.Fatal(err)
+				}
+				settled += k
+			}
+			if settled != len(s.messages)-len(left) {
+				t.Errorf("%d of %d are left, and %d settled:\n%s", len(left), len(s.messages), settled, text)
+			}
+			if log := errs.String(); strings.Contains(log, "context canceled") || strings.Contains(log, "level=error") || strings.Contains(log, "level=warning") {
+				t.Errorf("a stop is no error: %.2000s", regexp.MustCompile(`(?m)^.*(?:canceled|level=[ew]).*$`).FindAllString(log, 5))
+			}
+		})
 	}
 }
 

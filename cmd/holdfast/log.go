@@ -129,14 +129,20 @@ func messageFields(f logrus.Fields, e gateway.Event) {
 	}
 }
 
+// levelOf is the level of an event: an error is for a person to look at now.
 func levelOf(e gateway.Event) logrus.Level {
 	if e.Quiet {
 		return logrus.DebugLevel
 	}
+	if e.Trouble {
+		return logrus.ErrorLevel
+	}
 	switch e.Name {
-	case gateway.EventMessage, gateway.EventLeftAlone, gateway.EventStopping, gateway.EventSwept, gateway.EventPause, gateway.EventRetry:
+	case gateway.EventMessage, gateway.EventLeftAlone, gateway.EventStopping, gateway.EventSwept, gateway.EventPaused, gateway.EventResumed,
+		gateway.EventRetry, gateway.EventStarted, gateway.EventReloading, gateway.EventReloaded, gateway.EventOpened, gateway.EventPurged:
 		return logrus.InfoLevel
-	case gateway.EventProblem, gateway.EventConvicted, gateway.EventAside, gateway.EventCrash, gateway.EventAlarm:
+	case gateway.EventProblem, gateway.EventConvicted, gateway.EventAside, gateway.EventCrash, gateway.EventAlarm, gateway.EventReloadFailed,
+		gateway.EventClosed:
 		return logrus.ErrorLevel
 	}
 	return logrus.WarnLevel

@@ -103,7 +103,7 @@ func makePostfix(ctx context.Context, c *conf.Config, q *conf.Queue, p queuePart
 		return nil, fmt.Errorf("dir is %s, and Postfix (config: %s) has its queues in %s", q.Dir, q.Config, ask.Dir)
 	}
 	pc := postfix.Config{
-		Name: q.Name, Dir: q.Dir, Hashed: ask.Hashed, Work: c.Paths.Work, RenderInMemory: int64(c.Limits.RenderInMemory),
+		Name: q.Name, Dir: q.Dir, Hashed: ask.Hashed, Work: c.Paths.Work, Token: p.token, RenderInMemory: int64(c.Limits.RenderInMemory),
 		MaxControl: int64(c.Limits.ControlFile), MaxRecipients: c.Limits.Recipients, PostfixConfig: q.Config,
 		Listener: q.Reinject, RecipientLimit: ask.RecipientLimit, Store: p.keeper(), Journal: noJournal{},
 		Report: func(e postfix.Event) { p.tell(e.ID, e.What, e.Err) },

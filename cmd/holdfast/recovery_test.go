@@ -2,13 +2,16 @@ package main
 
 import (
 	"encoding/json"
+	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"go.etcd.io/bbolt"
 
+	"holdfast/cmd/holdfast/internal/control"
 	"holdfast/cmd/holdfast/internal/sample"
 	"holdfast/poison/ledger"
 )
@@ -114,4 +117,105 @@ func (s *site) rewriteOwners(o ledger.Owner, began time.Time) (rows int) {
 		s.t.Fatal(err)
 	}
 	return rows
+}
+
+// TestAHalfWrittenMessageIsNotTakenForDeadly: each look at it fails, and lives
+// end and are reloaded meanwhile, but Holdfast never dies. Once its writer has
+// finished it, it leaves.
+func TestAHalfWrittenMessageIsNotTakenForDeadly(t *testing.T) {
+	m := sample.Demo(1, -1, -1)[0]
+	s := newSite(t, nil, "log: {level: error}\npoll: 1s\n")
+	whole := m.Control()
+	if err := m.Write(s.in); err != nil {
+		t.Fatal(err)
+	}
+	qf := s.in + "/qf" + m.ID
+	if err := os.WriteFile(qf, whole[:len(whole)-2], 0o640); err != nil {
+		t.Fatal(err)
+	}
+	drain := func(want int, says string) {
+		t.Helper()
+		if code, out, errs := s.run(normal, "run", "--drain"); code != want || !strings.Contains(out, says) {
+			t.Errorf("exit %d\n%s%s", code, out, errs)
+		}
+	}
+	for range 3 {
+		drain(exitPartly, "not complete yet")
+	}
+	cmd := s.daemon(normal)
+	client := control.Dial(s.dir + "/state/control.sock")
+	for range 2 {
+		st, err := client.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		s.until("the configuration is read again", func() bool {
+			now, err := client.Status(t.Context())
+			return err == nil && now.Loaded.After(st.Loaded) && len(now.Waiting) == 1
+		})
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(qf, whole, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	drain(0, "release 1")
+	s.messages = append(s.messages, m)
+	s.account(nil, nil)
+}
+
+// TestTheTokenOutlivesTheLedger, and the ledger's copy the file: by it we know
+// our own marks in the queue again.
+func TestTheTokenOutlivesTheLedger(t *testing.T) {
+	s := newSite(t, nil, "log: {level: error}\n")
+	path := s.dir + "/state/token"
+	var first string
+	for _, gone := range []string{"", "ledger.db", "token", "ledger.db"} {
+		if gone != "" {
+			if err := os.Remove(s.dir + "/state/" + gone); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if code, out, errs := s.run(normal, "run", "--drain"); code != 0 {
+			t.Fatalf("without %s: exit %d\n%s%s", gone, code, out, errs)
+		}
+		text, err := os.ReadFile(path)
+		st, serr := os.Stat(path)
+		if err != nil || serr != nil || st.Mode().Perm() != 0o600 || len(text) != 33 {
+			t.Fatalf("without %s: %q, %v, %v", gone, text, err, serr)
+		}
+		if first == "" {
+			first = string(text)
+		}
+		if string(text) != first {
+			t.Errorf("without %s the token %q became %q", gone, first, text)
+		}
+	}
+	// A damaged one is put back from the ledger; without that it is an error
+	// that says what to do, not a new token.
+	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := s.run(normal, "run", "--drain"); code != 0 {
+		t.Errorf("exit %d, %s", code, errs)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != first {
+		t.Errorf("%q, %v", text, err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(s.dir + "/state/ledger.db"); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := s.run(normal, "run", "--drain"); code != exitFailed || !strings.Contains(errs, "token is damaged: put it back") {
+		t.Errorf("exit %d, %s", code, errs)
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"go.etcd.io/bbolt"
 
 	"holdfast/cmd/holdfast/internal/control"
 	"holdfast/cmd/holdfast/internal/sample"
@@ -45,6 +46,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"samples": scriptSamples, "hostile": scriptHostile, "item": scriptItem, "up": scriptUp, "settled": scriptSettled, "signal": scriptSignal, "refused": scriptRefused, "reloaded": scriptReloaded, "holds": scriptHolds,
 			"code": scriptCode, "newid": scriptNewID, "appears": scriptAppears, "matchsize": scriptMatchSize,
+			"garbage": scriptGarbage,
 		},
 	})
 }
@@ -167,6 +169,28 @@ func scriptHolds(ts *testscript.TestScript, _ bool, args []string) {
 			return w.ID == args[0] && strings.Contains(w.Why, args[1])
 		})
 	})
+}
+
+// garbage FILE: a ledger whose pages are damaged below the first, which kills
+// whoever opens it.
+func scriptGarbage(ts *testscript.TestScript, _ bool, args []string) {
+	path := ts.MkAbs(args[0])
+	db, err := bbolt.Open(path, 0o600, nil)
+	ts.Check(err)
+	ts.Check(db.Update(func(tx *bbolt.Tx) error {
+		b, err := tx.CreateBucketIfNotExists([]byte("aside"))
+		for i := 0; err == nil && i < 300; i++ {
+			err = b.Put(fmt.Appendf(nil, "%0200d", i), []byte("x"))
+		}
+		return err
+	}))
+	ts.Check(db.Close())
+	text, err := os.ReadFile(path)
+	ts.Check(err)
+	for i := 2 * os.Getpagesize(); i < len(text); i++ {
+		text[i] = 0xA5
+	}
+	ts.Check(os.WriteFile(path, text, 0o600))
 }
 
 // refused waits until the daemon says that it refused to reload.

@@ -13,6 +13,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +33,7 @@ import (
 	"holdfast/poison/recorder"
 	"holdfast/queue"
 	"holdfast/queue/history"
+	"holdfast/queue/inode"
 	"holdfast/queue/outbox"
 	"holdfast/queue/quarantine"
 	"holdfast/queue/sendmail"
@@ -45,7 +47,8 @@ const guardTime = 2 * time.Minute
 type supervisor struct {
 	g       *global
 	opts    runOptions
-	conf    *conf.Config
+	read    *conf.Config // as it was read
+	conf    *conf.Config // as it is used: a dry run has a state of its own
 	log     *logrus.Logger
 	started time.Time
 	loaded  time.Time
@@ -69,31 +72,62 @@ func supervise(ctx context.Context, g *global, opts runOptions) (gateway.Summary
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, unix.SIGHUP)
 	defer signal.Stop(hup)
-	started := time.Now()
-	loaded := started
-	before := map[string]int64{}
+	now := time.Now()
+	s := &supervisor{g: g, opts: opts, read: c, conf: c, started: now, loaded: now, before: map[string]int64{}, notify: notify.FromEnv()}
+	event := gateway.EventStarted
+	var old *supervisor // the one that s takes the place of
 	for {
-		s := &supervisor{g: g, opts: opts, conf: c, started: started, loaded: loaded, before: maps.Clone(before), notify: notify.FromEnv()}
+		if err := s.open(ctx); err != nil {
+			s.close()
+			if old == nil || ctx.Err() != nil {
+				return gateway.Summary{}, err
+			}
+			s, old, event = old.again(err), nil, gateway.EventReloaded
+			continue
+		}
+		logEvent(s.log, gateway.Event{Name: event, Fields: s.describe()})
 		next, sum, err := s.life(ctx, hup)
-		for k, n := range sum.Counts {
-			before[k] += n
-		}
 		if err != nil || next == nil {
-			return sum, err
+			return s.whole(ctx, sum), err
 		}
-		c, loaded = next, time.Now()
+		s, old, event = s.next(next), s, gateway.EventReloaded
+		s.before = maps.Clone(s.before)
+		for k, n := range sum.Counts {
+			s.before[k] += n
+		}
+		s.loaded = time.Now()
 	}
 }
 
-// life runs one gateway. It returns the new configuration if a reload ended
-// it.
+// whole is the summary of all that a drain did: the configurations before a
+// reload count, and the lives that died, of which history knows.
+func (s *supervisor) whole(ctx context.Context, sum gateway.Summary) gateway.Summary {
+	if !s.opts.drain || sum.Counts == nil {
+		return sum
+	}
+	for k, n := range s.before {
+		sum.Counts[k] += n
+	}
+	began, died := keeper.Began()
+	if !died || s.opts.dryRun {
+		return sum
+	}
+	counts := map[string]int64{}
+	err := history.Since(context.WithoutCancel(ctx), s.conf.Paths.History, began, func(r history.Record) { counts[r.Verdict]++ })
+	if err != nil {
+		s.trouble("earlier lives not counted", err, nil)
+		return sum
+	}
+	sum.Counts, sum.Took = counts, time.Since(began)
+	return sum
+}
+
+// life runs one gateway that is open. It returns the new configuration if a
+// reload ended it.
 func (s *supervisor) life(ctx context.Context, hup <-chan os.Signal) (*conf.Config, gateway.Summary, error) {
 	defer s.close()
-	if err := s.open(ctx); err != nil {
-		return nil, gateway.Summary{}, err
-	}
-	run, stop := context.WithCancel(ctx)
-	defer stop()
+	run, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	served := make(chan error, 1)
 	if s.opts.dryRun {
 		served = nil
@@ -123,38 +157,28 @@ func (s *supervisor) life(ctx context.Context, hup <-chan os.Signal) (*conf.Conf
 			return next, e.sum, e.err
 		case err := <-served:
 			if err != nil {
-				stop()
+				stop(err)
 				e := <-done
 				return nil, e.sum, errors.Join(err, e.err)
 			}
 		case <-hup:
-			if next = s.reload(ctx); next != nil {
-				stop()
+			if c := s.reload(ctx); c != nil { // a bad one takes nothing back
+				next = c
+				stop(gateway.ErrReload)
 			}
 		}
 	}
 }
 
-// reload reads the configuration again. A bad one changes nothing.
-func (s *supervisor) reload(ctx context.Context) *conf.Config {
-	next, err := s.g.load()
-	if err == nil {
-		_, err = makeQueues(ctx, next, lookingOnly)
-	}
-	if err != nil {
-		logEvent(s.log, gateway.Event{Name: "reload refused", Err: err})
-		why := err.Error()
-		s.refused.Store(&why)
-		return nil
-	}
-	logEvent(s.log, gateway.Event{Name: "reload"})
-	return next
-}
-
 func (s *supervisor) say(state string) {
 	if err := s.notify.Send(state); err != nil {
-		logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: err})
+		s.trouble("systemd not told", err, nil)
 	}
+}
+
+// trouble logs what failed outside the loop.
+func (s *supervisor) trouble(what string, err error, f gateway.Fields) {
+	logEvent(s.log, gateway.Event{Name: what, Err: err, Trouble: true, Fields: f})
 }
 
 // Status adds what the loop does not know.
@@ -188,7 +212,7 @@ func (s *supervisor) Wake() { s.gate.Wake() }
 func (s *supervisor) close() {
 	for i := len(s.closers) - 1; i >= 0; i-- {
 		if err := s.closers[i](); err != nil {
-			logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: err})
+			s.trouble("not closed in order", err, nil)
 		}
 	}
 }
@@ -213,20 +237,21 @@ func (s *supervisor) open(ctx context.Context) error {
 		}
 		c = s.conf
 	}
-	for _, dir := range []string{c.State, c.Paths.Work, c.Paths.Outbox, c.Paths.Evidence, c.Paths.History, s.runDir()} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("make state directory: %w", err)
-		}
+	if err := makeState(c); err != nil {
+		return err
+	}
+	if err := s.lockAll(ctx); err != nil {
+		return err
 	}
 	led, err := ledger.Open(ctx, c.Paths.Ledger, guard, func(e ledger.Event) {
-		logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: e.Err, Fields: gateway.Fields{"what": "damaged ledger", "moved": e.Moved}})
+		s.trouble("damaged ledger moved aside", e.Err, gateway.Fields{"moved": e.Moved})
 	})
 	if err != nil {
 		return err
 	}
 	s.later(led.Close)
 	led.Age = c.Ledger.Age
-	token, err := led.Token()
+	token, err := installationToken(filepath.Join(c.State, "token"), led)
 	if err != nil {
 		return err
 	}
@@ -238,20 +263,37 @@ func (s *supervisor) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !s.opts.dryRun {
-		for _, q := range queues {
-			s.later(func() error { q.Close(); return nil })
-			if err := q.HoldDirs(); err != nil {
-				return err
-			}
-		}
-	}
 	rec, last, err := recorder.Open(filepath.Join(c.State, "recorder"))
 	if err != nil {
 		return err
 	}
 	s.later(rec.Close)
 	return s.build(ctx, parts{led, store, queues, rec, last})
+}
+
+// lockAll takes the locks by which two daemons never work on one state
+// directory or one queue, before anything in them is opened: what the first
+// one has open is not damaged. A dry run changes neither.
+func (s *supervisor) lockAll(ctx context.Context) error {
+	if s.opts.dryRun {
+		return nil
+	}
+	var state inode.Dirs
+	s.later(func() error { state.Close(); return nil })
+	if err := state.Hold(s.conf.State); err != nil {
+		return fmt.Errorf("state directory %w", err)
+	}
+	queues, err := makeQueues(ctx, s.conf, lookingOnly)
+	if err != nil {
+		return err
+	}
+	for _, q := range queues {
+		s.later(func() error { q.Close(); return nil })
+		if err := q.HoldDirs(); err != nil {
+			return fmt.Errorf("queue directory %w", err)
+		}
+	}
+	return nil
 }
 
 type parts struct {
@@ -264,7 +306,7 @@ type parts struct {
 
 func (s *supervisor) build(ctx context.Context, p parts) error {
 	c := s.conf
-	killed, err := proc.KillLeftovers(s.runDir())
+	killed, err := proc.KillLeftovers(runDir(c))
 	if err != nil {
 		return err
 	}
@@ -285,7 +327,7 @@ func (s *supervisor) build(ctx context.Context, p parts) error {
 		Report: func(e gateway.Event) { logEvent(s.log, e) },
 		Canary: func(ctx context.Context) error { return supervisorCanary(ctx, c) },
 		Runner: &gateway.Workers{
-			Path: "/proc/self/exe", Args: []string{childWorker}, Starter: starter, UID: uid, GID: gid, RunDir: s.runDir(),
+			Path: "/proc/self/exe", Args: []string{childWorker}, Starter: starter, UID: uid, GID: gid, RunDir: runDir(c),
 			MoreMemory: int64(c.Limits.MemoryRetry), CPU: c.Limits.CPU, Wall: c.Limits.Wall, Build: version,
 			Settings: wire.Settings{
 				BestEffort: c.Sandbox == conf.SandboxBestEffort, Memory: int64(c.Limits.Memory), FileSize: int64(c.Limits.FileSize),
@@ -303,7 +345,6 @@ func (s *supervisor) build(ctx context.Context, p parts) error {
 		return err
 	}
 	s.gate = gateway.New(d)
-	s.purge()
 	return s.gate.Recover(ctx, p.last, keeper.LastDeath())
 }
 
@@ -319,9 +360,7 @@ func (s *supervisor) openOutbox(d *gateway.Deps) error {
 	}
 	s.courier = courier.New(courier.Courier{
 		Box: box, Command: n.Command.Words, Timeout: n.Timeout, GiveUp: n.GiveUp, Now: time.Now,
-		Report: func(err error) {
-			logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: err, Fields: gateway.Fields{"what": "notify"}})
-		},
+		Report: func(err error) { s.trouble("notice not delivered", err, nil) },
 	})
 	d.Outbox, d.Deliver = box, s.courier.Wake
 	return nil
@@ -351,10 +390,10 @@ func (s *supervisor) purge() {
 	gone, err := evidence.Dir{Root: c.Paths.Evidence}.Purge(time.Now(), c.Keep.Evidence, int64(c.Keep.EvidenceSize))
 	days, herr := history.Purge(c.Paths.History, time.Now().Add(-c.Keep.History))
 	if err = errors.Join(err, herr); err != nil {
-		logEvent(s.log, gateway.Event{Name: gateway.EventProblem, Err: err})
+		s.trouble("not purged", err, nil)
 	}
 	if len(gone)+len(days) > 0 {
-		logEvent(s.log, gateway.Event{Name: "purged", Fields: gateway.Fields{"evidence": len(gone), "history_days": len(days)}})
+		logEvent(s.log, gateway.Event{Name: gateway.EventPurged, Fields: gateway.Fields{"evidence": len(gone), "history_days": len(days)}})
 	}
 }
 
@@ -383,7 +422,7 @@ func policy(c *conf.Config) scan.Policy {
 	}
 }
 
-func (s *supervisor) runDir() string { return filepath.Join(s.conf.State, "run") }
+func runDir(c *conf.Config) string { return filepath.Join(c.State, "run") }
 
 // throwAway puts all state of a dry run into a directory that goes with it.
 func (s *supervisor) throwAway() error {
@@ -423,31 +462,53 @@ func (s *supervisor) watch(ctx context.Context) {
 	}
 }
 
-// purgeDaily keeps what is over from growing for as long as the daemon runs.
+// purgeDaily keeps what is over from growing: once a day at a quiet hour, and
+// never because a life begins, for that may be just after what it should show.
 func (s *supervisor) purgeDaily(ctx context.Context) {
-	t := time.NewTicker(24 * time.Hour)
-	defer t.Stop()
 	for {
+		t := time.NewTimer(time.Until(nextPurge(time.Now())))
 		select {
 		case <-t.C:
 			s.purge()
 		case <-ctx.Done():
+			t.Stop()
 			return
 		}
 	}
 }
 
-// guard opens and walks the ledger in a process that may die of it.
+// nextPurge is half past three in the morning, local time. A fixed hour comes
+// however often the configuration is read again.
+func nextPurge(now time.Time) time.Time {
+	at := time.Date(now.Year(), now.Month(), now.Day(), 3, 30, 0, 0, now.Location())
+	if !at.After(now) {
+		at = time.Date(now.Year(), now.Month(), now.Day()+1, 3, 30, 0, 0, now.Location())
+	}
+	return at
+}
+
+// guard opens and walks the ledger in a process that may die of it, or never
+// end with it. That it could not be started, or is in use, is no damage.
 func guard(ctx context.Context, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, guardTime)
+	limited, cancel := context.WithTimeout(ctx, guardTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", childGuard, path)
+	cmd := exec.CommandContext(limited, "/proc/self/exe", childGuard, path)
 	var out bytes.Buffer
 	cmd.Stderr = &out
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("opening it: %w: %.500s", err, out.String())
+	err := cmd.Run()
+	said := strings.TrimSpace(out.String())
+	var ended *exec.ExitError
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil || !errors.As(err, &ended):
+		return fmt.Errorf("looking at it: %w", err)
+	case ended.ExitCode() == guardInUse:
+		return ledger.ErrInUse
+	case ended.ExitCode() == guardCannot:
+		return fmt.Errorf("looking at it: %.500s", said)
 	}
-	return nil
+	return fmt.Errorf("%w: looking at it ended with %w: %.500s", ledger.ErrDamaged, err, said)
 }
 
 // workerUser is who workers run as: 0 keeps our own user.

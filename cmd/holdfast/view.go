@@ -66,7 +66,7 @@ func look(ctx context.Context, c *conf.Config) (view, error) {
 	v := view{rows: map[string]queueRow{}, paused: readPause(c)}
 	st, err := control.Dial(c.Paths.Control).Status(ctx)
 	if errors.Is(err, control.ErrNoDaemon) {
-		err = heldRows(c, func(queueName, id, why string) { v.rows[queueName+"\x00"+id] = heldRow(why) })
+		err = heldRows(ctx, c, func(queueName, id, why string) { v.rows[queueName+"\x00"+id] = heldRow(why) })
 		return v, err
 	}
 	if err != nil {

@@ -4,16 +4,16 @@ package ledger
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
+	bberrors "go.etcd.io/bbolt/errors"
 
 	"holdfast/poison/proc"
 )
@@ -144,6 +144,14 @@ type Ledger struct {
 
 const lockWait = 5 * time.Second
 
+// What a guard says of a ledger. Only damage is a reason to move it aside:
+// another process that has it locked, or a guard that could not do its work,
+// says nothing about the file.
+var (
+	ErrDamaged = errors.New("damaged")
+	ErrInUse   = errors.New("in use by another process")
+)
+
 // Event tells what opening a ledger had to do.
 type Event struct {
 	Moved string // where a damaged one was put
@@ -152,31 +160,28 @@ type Event struct {
 
 // Open opens or makes the ledger. Guard opens and walks the file first, in a
 // process of its own: a damaged one can kill whoever opens it. If the guard
-// fails the file is moved aside, and an empty one made.
+// says ErrDamaged the file is moved aside, and an empty one made.
 func Open(ctx context.Context, path string, guard func(context.Context, string) error, report func(Event)) (*Ledger, error) {
 	self, err := Self()
 	if err != nil {
 		return nil, err
 	}
-	if st, err := os.Stat(path); err == nil && guard != nil {
+	if _, err := os.Stat(path); err == nil && guard != nil {
 		gerr := guard(ctx, path)
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("ledger %s is in use by another process: %w", path, errors.Join(gerr, ctx.Err()))
+		if gerr != nil && !errors.Is(gerr, ErrDamaged) {
+			return nil, fmt.Errorf("ledger %s: %w", path, gerr)
 		}
-		if gerr != nil || st.Size() == 0 {
+		if gerr != nil {
 			aside := fmt.Sprintf("%s.damaged-%s", path, time.Now().UTC().Format("20060102T150405.000"))
 			if err := os.Rename(path, aside); err != nil {
 				return nil, fmt.Errorf("move the damaged ledger aside: %w", err)
-			}
-			if gerr == nil {
-				gerr = errors.New("it is empty")
 			}
 			report(Event{Moved: aside, Err: gerr})
 		}
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
 	if err != nil {
-		return nil, fmt.Errorf("open ledger %s: %w", path, err)
+		return nil, fmt.Errorf("ledger %s: %w", path, opening(err))
 	}
 	l := &Ledger{db: db, self: self, Now: time.Now, Age: 10 * time.Minute}
 	if err := l.prepare(); err != nil {
@@ -197,28 +202,36 @@ func (l *Ledger) prepare() error {
 		if v := meta.Get([]byte("schema")); v != nil && string(v) != schema {
 			return fmt.Errorf("it was written by another version (schema %.20q)", v)
 		}
-		if meta.Get([]byte("token")) == nil {
-			b := make([]byte, 16)
-			if _, err := rand.Read(b); err != nil {
-				return err
-			}
-			if err := meta.Put([]byte("token"), []byte(hex.EncodeToString(b))); err != nil {
-				return err
-			}
-		}
 		return meta.Put([]byte("schema"), []byte(schema))
 	})
 }
 
-// Walk opens a ledger and visits every page and row: what a guard process
-// does. It returns an error, or dies.
-func Walk(path string) error {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, ReadOnly: true})
-	if err != nil {
+// opening says what bbolt means by an error: the machine's are the machine's,
+// and what it does not like in the file is damage.
+func opening(err error) error {
+	var machine syscall.Errno
+	switch {
+	case errors.Is(err, bberrors.ErrTimeout):
+		return ErrInUse
+	case errors.As(err, &machine):
 		return err
 	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
+}
+
+// Walk opens a ledger and visits every page and row: what a guard process
+// does. It returns an error, ErrDamaged only for what is wrong with the file
+// itself, or dies of it.
+func Walk(path string) error {
+	if st, err := os.Stat(path); err == nil && st.Size() == 0 {
+		return fmt.Errorf("%w: it is empty", ErrDamaged) // its maker died; bbolt would write to it
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, ReadOnly: true})
+	if err != nil {
+		return opening(err)
+	}
 	defer db.Close()
-	return db.View(func(tx *bbolt.Tx) error {
+	err = db.View(func(tx *bbolt.Tx) error {
 		var errs []error
 		for err := range tx.Check() {
 			errs = append(errs, err)
@@ -227,13 +240,17 @@ func Walk(path string) error {
 			return b.ForEach(func(_, _ []byte) error { return nil })
 		}))...)
 	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return nil
 }
 
 // OpenReadOnly opens the ledger for looking, while no daemon runs.
 func OpenReadOnly(path string) (*Ledger, error) {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, ReadOnly: true})
 	if err != nil {
-		return nil, fmt.Errorf("open ledger %s: %w", path, err)
+		return nil, fmt.Errorf("ledger %s: %w", path, opening(err))
 	}
 	return &Ledger{db: db, Now: time.Now}, nil
 }
@@ -241,7 +258,12 @@ func OpenReadOnly(path string) (*Ledger, error) {
 // Close closes the file.
 func (l *Ledger) Close() error { return l.db.Close() }
 
-// Token is this installation's.
+// SetToken keeps a copy of the installation's token.
+func (l *Ledger) SetToken(token string) error {
+	return l.update("keep the token", func(tx *bbolt.Tx) error { return tx.Bucket(tables.meta).Put([]byte("token"), []byte(token)) })
+}
+
+// Token is the copy of the installation's token, "" if there is none yet.
 func (l *Ledger) Token() (token string, err error) {
 	err = l.db.View(func(tx *bbolt.Tx) error {
 		token = string(tx.Bucket(tables.meta).Get([]byte("token")))

@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,8 +17,14 @@ import (
 func TestMain(m *testing.M) {
 	switch os.Getenv("LEDGER_TEST") {
 	case "guard":
-		if err := Walk(os.Args[1]); err != nil {
+		err := Walk(os.Args[1])
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
+		}
+		switch {
+		case errors.Is(err, ErrInUse):
+			os.Exit(75)
+		case err != nil:
 			os.Exit(1)
 		}
 		os.Exit(0)
@@ -38,10 +45,52 @@ func TestMain(m *testing.M) {
 func guard(ctx context.Context, path string) error {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", path)
 	cmd.Env = append(os.Environ(), "LEDGER_TEST=guard")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%w: %s", err, out)
+	out, err := cmd.CombinedOutput()
+	switch {
+	case err == nil:
+		return nil
+	case cmd.ProcessState.ExitCode() == 75:
+		return ErrInUse
 	}
-	return nil
+	return fmt.Errorf("%w: %w: %s", ErrDamaged, err, out)
+}
+
+// TestALedgerInUseIsNotDamaged: whoever comes second is told so, and the file
+// stays where the first has it open.
+func TestALedgerInUseIsNotDamaged(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "ledger.db")
+	first := open(t, path)
+	for name, g := range map[string]func(context.Context, string) error{"guarded": guard, "unguarded": nil} {
+		_, err := Open(t.Context(), path, g, func(e Event) { t.Errorf("%s: moved: %+v", name, e) })
+		if !errors.Is(err, ErrInUse) || errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: the second is told %v", name, err)
+		}
+	}
+	if _, err := OpenReadOnly(path); !errors.Is(err, ErrInUse) {
+		t.Errorf("looking: %v", err)
+	}
+	if names, err := os.ReadDir(dir); err != nil || len(names) != 1 {
+		t.Errorf("the directory holds %v, %v", names, err)
+	}
+	if _, err := first.Begin(t.Context(), []Row{row("a")}, nil); err != nil {
+		t.Errorf("the first cannot go on: %v", err)
+	}
+}
+
+// TestAGuardThatCannotLookAccusesNobody: a guard that does not start, or may
+// not read, is no reason to move the ledger.
+func TestAGuardThatCannotLookAccusesNobody(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	open(t, path).Close()
+	_, err := Open(t.Context(), path, func(context.Context, string) error { return errors.New("fork: resource temporarily unavailable") },
+		func(e Event) { t.Errorf("moved: %+v", e) })
+	if err == nil || !strings.Contains(err.Error(), "fork") {
+		t.Errorf("%v", err)
+	}
+	if err := Walk(path + "/below"); err == nil || errors.Is(err, ErrDamaged) {
+		t.Errorf("a ledger that cannot be opened: %v", err)
+	}
 }
 
 func row(key string) Row {
@@ -219,13 +268,15 @@ func TestABoundIsAnError(t *testing.T) {
 func TestTheTokenStays(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
 	l := open(t, path)
-	a, err := l.Token()
-	if err != nil || len(a) != 32 {
-		t.Fatalf("%q, %v", a, err)
+	if none, err := l.Token(); err != nil || none != "" {
+		t.Fatalf("%q, %v", none, err)
+	}
+	if err := l.SetToken("ours"); err != nil {
+		t.Fatal(err)
 	}
 	l.Close()
-	if b, err := open(t, path).Token(); err != nil || a != b {
-		t.Fatalf("%q became %q, %v", a, b, err)
+	if b, err := open(t, path).Token(); err != nil || b != "ours" {
+		t.Fatalf("%q, %v", b, err)
 	}
 }
 

@@ -33,7 +33,8 @@ type Last struct {
 
 // Open opens the recorder at path and says what the last life left. The
 // account of deaths is brought up to date: the same item again counts on,
-// any other, or an orderly end, starts anew.
+// any other, or an end with nothing stamped, starts anew. An orderly end must
+// therefore Clear.
 func Open(path string) (*Recorder, Last, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -47,7 +48,9 @@ func Open(path string) (*Recorder, Last, error) {
 		if berr == nil && before.Item == last.Item {
 			last.Deaths = before.Deaths + 1
 		}
-		err = r.write(1, last)
+	}
+	if err == nil {
+		err = r.write(1, last) // nothing: what died before did not die in a row
 	}
 	if err != nil {
 		f.Close()

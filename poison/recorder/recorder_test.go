@@ -66,6 +66,18 @@ func TestAStampOutlivesItsWriterAndDeathsAreCounted(t *testing.T) {
 	}
 }
 
+// TestDeathsWithAnOrderlyLifeBetweenAreNotInARow: they never add up to guilt.
+func TestDeathsWithAnOrderlyLifeBetweenAreNotInARow(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "recorder")
+	for range 3 {
+		die(t, path, "m1")
+		if l := last(t, path); l != (Last{"parse", "m1", 1}) {
+			t.Errorf("%+v", l)
+		}
+		last(t, path) // a life with nothing stamped at its end
+	}
+}
+
 func TestATornRecordIsNoAccusation(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "recorder")
 	die(t, path, "m1")

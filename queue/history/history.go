@@ -191,39 +191,72 @@ func FindAny(ctx context.Context, dir string, names []string, limit int) (Result
 	return res, nil
 }
 
-// search reads one day. A line that holds none of the names is not decoded.
-func search(ctx context.Context, path string, names []string) (found []Record, damaged int, err error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, 0, nil // purged meanwhile
-	}
+// Since yields the records that were written at a time or later, oldest first.
+func Since(ctx context.Context, dir string, at time.Time, yield func(Record)) error {
+	days, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
 	if err != nil {
-		return nil, 0, fmt.Errorf("open history: %w", err)
+		return fmt.Errorf("list history: %w", err)
 	}
-	defer f.Close()
+	sort.Strings(days)
+	first := at.UTC().Format("20060102") + suffix
+	for _, path := range days {
+		if filepath.Base(path) < first {
+			continue
+		}
+		if _, err := each(ctx, path, nil, func(r Record) {
+			if !r.Time.Before(at) {
+				yield(r)
+			}
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// search finds what is about one of the names in one day.
+func search(ctx context.Context, path string, names []string) (found []Record, damaged int, err error) {
 	needles, err := quoted(names)
 	if err != nil {
 		return nil, 0, err
 	}
+	damaged, err = each(ctx, path, needles, func(r Record) {
+		if slices.ContainsFunc(names, r.about) {
+			found = append(found, r)
+		}
+	})
+	return found, damaged, err
+}
+
+// each reads one day. A line that holds none of the needles, if there are any, is
+// not decoded.
+func each(ctx context.Context, path string, needles [][]byte, yield func(Record)) (damaged int, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil // purged meanwhile
+	}
+	if err != nil {
+		return 0, fmt.Errorf("open history: %w", err)
+	}
+	defer f.Close()
 	in := bufio.NewReaderSize(f, 64<<10)
 	for {
 		line, err := readLine(in)
-		if len(line) > 0 && slices.ContainsFunc(needles, func(n []byte) bool { return bytes.Contains(line, n) }) {
+		if len(line) > 0 && (needles == nil || slices.ContainsFunc(needles, func(n []byte) bool { return bytes.Contains(line, n) })) {
 			var r Record
-			switch {
-			case json.Unmarshal(line, &r) != nil:
+			if json.Unmarshal(line, &r) == nil {
+				yield(r)
+			} else {
 				damaged++
-			case slices.ContainsFunc(names, r.about):
-				found = append(found, r)
 			}
 		}
 		switch {
 		case errors.Is(err, io.EOF):
-			return found, damaged, nil
+			return damaged, nil
 		case err != nil:
-			return found, damaged, fmt.Errorf("read history %s: %w", path, err)
+			return damaged, fmt.Errorf("read history %s: %w", path, err)
 		case ctx.Err() != nil:
-			return found, damaged, ctx.Err()
+			return damaged, ctx.Err()
 		}
 	}
 }

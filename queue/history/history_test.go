@@ -103,3 +103,23 @@ func TestPurgeTakesWholeOldDays(t *testing.T) {
 		t.Errorf("%d, %v", len(res.Records), err)
 	}
 }
+
+// TestWhatWasWrittenSinceATime: of that day, and of later ones.
+func TestWhatWasWrittenSinceATime(t *testing.T) {
+	w := &Writer{Dir: t.TempDir()}
+	for n := 1; n <= 4; n++ {
+		if err := w.Append(t.Context(), []Record{rec(day(n), fmt.Sprint("A", n), ""), rec(day(n).Add(time.Hour), fmt.Sprint("B", n), "")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	if err := Since(t.Context(), w.Dir, day(3).Add(time.Hour), func(r Record) { got = append(got, r.ID) }); err != nil {
+		t.Fatal(err)
+	}
+	if s := strings.Join(got, " "); s != "B3 A4 B4" {
+		t.Errorf("%s", s)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	"holdfast/queue"
 	"holdfast/queue/durable"
@@ -19,9 +20,22 @@ type Files struct {
 }
 
 // Remove removes a file of the queue that an administrator may replace at
-// any instant: it is renamed aside, looked at there, and put back if it is
-// not the given inode. ErrGone: the name is another file's, or nobody's.
+// any instant: it is set aside, and then removed there.
+// ErrGone: the name is another file's, or nobody's.
 func (f Files) Remove(path, aside string, ino uint64) error {
+	if err := f.SetAside(path, aside, ino); err != nil {
+		return err
+	}
+	// It has left the queue with the rename; under this name it harms nobody.
+	if err := f.FS.Unlink(aside); err != nil {
+		f.Report("remove "+aside, err)
+	}
+	return nil
+}
+
+// SetAside takes a file out of the queue: it is renamed aside, looked at
+// there, and put back if it is not the given inode.
+func (f Files) SetAside(path, aside string, ino uint64) error {
 	st, err := Lstat(path)
 	if err != nil {
 		return err
@@ -29,7 +43,7 @@ func (f Files) Remove(path, aside string, ino uint64) error {
 	if st.Ino != ino {
 		return fmt.Errorf("%s: %w: another file has its name", path, queue.ErrGone)
 	}
-	if err := f.FS.Rename(path, aside); err != nil {
+	if err := f.free(aside, func() error { return f.FS.Rename(path, aside) }); err != nil {
 		return Gone(err)
 	}
 	if st, err = Lstat(aside); err != nil {
@@ -41,11 +55,32 @@ func (f Files) Remove(path, aside string, ino uint64) error {
 		}
 		return fmt.Errorf("%s: %w: replaced by another file", path, queue.ErrGone)
 	}
-	// It has left the queue with the rename; under this name it harms nobody.
-	if err := f.FS.Unlink(aside); err != nil {
-		f.Report("remove "+aside, err)
-	}
 	return nil
+}
+
+// Link gives an open file a name that only we use.
+func (f Files) Link(file *os.File, path string) error {
+	return f.free(path, func() error { return f.FS.Link(file, path) })
+}
+
+// free takes a name that only we use. What has it is a leftover that no journal
+// and no marker names any more: it is not ours to remove, and must not stop a
+// message, so it is put out of the way, where listings count it.
+func (f Files) free(path string, take func() error) error {
+	err := take()
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	st, err := Lstat(path)
+	if err != nil {
+		return err
+	}
+	old := fmt.Sprintf("%s.old-%d", path, st.Ino)
+	if err := f.FS.Rename(path, old); err != nil {
+		return err
+	}
+	f.Report("put out of the way", fmt.Errorf("%s is of unknown origin, and is now %s", path, old))
+	return take()
 }
 
 // Unlink removes a name only while it is the given inode.

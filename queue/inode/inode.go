@@ -78,9 +78,12 @@ func (d *Dirs) Hold(paths ...string) error {
 		if err != nil {
 			return err
 		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if err := Lock(f, "flock"); err != nil {
 			f.Close()
-			return fmt.Errorf("queue directory %s is in use by another Holdfast%s: %w", path, holder(path), err)
+			if errors.Is(err, queue.ErrBusy) {
+				return fmt.Errorf("%s is in use by another Holdfast%s", path, holder(path))
+			}
+			return &fs.PathError{Op: "lock", Path: path, Err: err}
 		}
 		if d.held == nil {
 			d.held = map[string]*os.File{}

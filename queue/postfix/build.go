@@ -24,16 +24,19 @@ const (
 // that are done with as well.
 type keep func(i int) bool
 
+// markAttr is an attribute of ours in a file that we write: see mark.
+const markAttr = "hf_plan="
+
 // build writes a whole queue file: the records of f, pointers undone, with
-// the given content. w is positioned at the start of an empty file; the size
+// the given content. mark, unless empty, is the value of our attribute. w is positioned at the start of an empty file; the size
 // record is written last, by overwrite. fresh, unless zero, is the new time of
 // arrival and creation.
-func (f *file) build(w io.Writer, overwrite func([]byte) error, content io.Reader, k keep, fresh time.Time) error {
+func (f *file) build(w io.Writer, overwrite func([]byte) error, content io.Reader, k keep, fresh time.Time, mark string) error {
 	s := f.sizes
 	if s.fields != fullSizes {
 		return fmt.Errorf("a size record of %d fields is of a Postfix before 3.0, whose files are not written", s.fields)
 	}
-	sieve := &sieve{keep: k, fresh: fresh}
+	sieve := &sieve{keep: k, fresh: fresh, mark: mark}
 	head := put(nil, recSize, s.String())
 	head = sieve.records(head, f.env)
 	head = put(head, recMessage, "")
@@ -66,6 +69,7 @@ func (f *file) build(w io.Writer, overwrite func([]byte) error, content io.Reade
 type sieve struct {
 	keep    keep
 	fresh   time.Time
+	mark    string
 	pending []record // that belong to the next recipient
 	todo    int      // recipients still to be delivered to, that passed
 	seen    int      // and all of them
@@ -87,6 +91,10 @@ func (s *sieve) records(b []byte, in []record) []byte {
 				s.rcpts++
 			}
 			s.pending = nil
+		case r.kind == recAttr && strings.HasPrefix(r.data, markAttr):
+			// of an earlier time through Holdfast
+		case r.kind == recSender && s.mark != "":
+			b = put(put(b, recAttr, markAttr+s.mark), r.kind, r.data)
 		case len(s.pending) > 0 || ofRecipient(r):
 			s.pending = append(s.pending, r) // in its place, whatever it is
 		default:

@@ -19,7 +19,7 @@ import (
 func rebuilt(t testing.TB, f *file, text io.Reader, k keep, fresh time.Time) []byte {
 	t.Helper()
 	var out bytes.Buffer
-	err := f.build(&out, func(b []byte) error { copy(out.Bytes(), b); return nil }, text, k, fresh)
+	err := f.build(&out, func(b []byte) error { copy(out.Bytes(), b); return nil }, text, k, fresh, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -115,6 +115,9 @@ func (c *claim) Read(ctx context.Context) (queue.Envelope, error) {
 	if c.decided, err = c.q.recognise(ctx, c.ident); err != nil || c.decided != nil {
 		return c.env, err
 	}
+	if c.decided = c.q.marked(c); c.decided != nil {
+		return c.env, nil
+	}
 	if c.re = c.q.chosenFor(c.ident); c.re != nil {
 		return c.env, nil
 	}

@@ -63,8 +63,9 @@ type job struct {
 //	           both; items visible; remove the original; fsync hold; row closed.
 //	reinjected items prepared; row with a nonce; copies by SMTP, which the
 //	           listener holds; row chooses them (decision); look at each copy;
-//	           remove the original; fsync hold; row settled; copies to incoming;
-//	           fsync both; items visible. The row stays for a day.
+//	           set the original aside; fsync hold; row settled; remove what lies
+//	           aside; copies to incoming; fsync both; items visible. The row stays
+//	           for a day.
 //
 // A rename to incoming never overwrites: a name there has its own inode in it.
 func (q *Queue) Commit(ctx context.Context, plans []queue.Plan) []queue.Outcome {
@@ -231,33 +232,46 @@ func (q *Queue) prepare(ctx context.Context, j *job) error {
 func (q *Queue) prepareFiles(ctx context.Context, j *job) error {
 	j.plan = plan{ID: j.entry.ID.Name, T: j.ident.T, Orig: j.stats.Control.Ino, Groups: make([]group, len(j.groups))}
 	j.made = make([]*durable.File, len(j.groups))
+	first := -1 // whose file takes the original's name: made last, since it names the others
 	for i, g := range j.groups {
+		var err error
 		row := &j.plan.Groups[i]
 		row.Do = g.Disposition
 		switch g.Disposition {
 		case queue.Quarantine:
-			var err error
-			if row.Item, err = q.prepareItem(ctx, j.claim, g, i); err != nil {
-				return err
-			}
+			row.Item, err = q.prepareItem(ctx, j.claim, g, i)
 		case queue.Release:
-			var err error
-			if j.made[i], err = q.prepareFile(ctx, j, g, row); err != nil {
-				return err
+			row.Temp = tempName()
+			if first < 0 {
+				first = i
+				continue
 			}
-			if j.plan.Self == 0 {
-				j.plan.Self = row.Ino
-			}
+			j.made[i], err = q.prepareFile(ctx, j, g, row, "")
 		case queue.Drop:
 		default:
 			return fmt.Errorf("disposition %q is not known", g.Disposition)
 		}
+		if err != nil {
+			return err
+		}
 	}
+	if first < 0 {
+		return nil
+	}
+	mark, err := q.mark(j.plan)
+	if err != nil {
+		return err
+	}
+	row := &j.plan.Groups[first]
+	if j.made[first], err = q.prepareFile(ctx, j, j.groups[first], row, mark); err != nil {
+		return err
+	}
+	j.plan.Self = row.Ino
 	return nil
 }
 
 // prepareFile writes one group's file, without a name.
-func (q *Queue) prepareFile(ctx context.Context, j *job, g queue.Group, row *group) (*durable.File, error) {
+func (q *Queue) prepareFile(ctx context.Context, j *job, g queue.Group, row *group, mark string) (*durable.File, error) {
 	text, err := edited(&contextReader{ctx, j.content()}, g.Edit)
 	if err != nil {
 		return nil, err
@@ -271,7 +285,7 @@ func (q *Queue) prepareFile(ctx context.Context, j *job, g queue.Group, row *gro
 		return nil, &fs.PathError{Op: "fstat", Path: j.f.Name(), Err: err}
 	}
 	f, ino, err := q.newFile(j.entry.ID.Name, int(st.Uid), int(st.Gid), func(w io.Writer, overwrite func([]byte) error) error {
-		return j.file.build(w, overwrite, text, k, time.Time{})
+		return j.file.build(w, overwrite, text, k, time.Time{}, mark)
 	})
 	if err != nil {
 		return nil, err
@@ -280,7 +294,7 @@ func (q *Queue) prepareFile(ctx context.Context, j *job, g queue.Group, row *gro
 		f.Close()
 		return nil, err
 	}
-	row.Ino, row.New, row.Temp = ino, withInode(j.entry.ID.Name, ino), tempName()
+	row.Ino, row.New = ino, withInode(j.entry.ID.Name, ino)
 	return f, nil
 }
 
@@ -405,9 +419,6 @@ func (q *Queue) journal(jobs []*job) {
 	err := q.open(plans)
 	if err == nil {
 		err = q.saveReinjections(res, reOpen)
-	}
-	if err == nil {
-		err = q.saveReinjections(q.superseded(jobs), reDoomed)
 	}
 	q.phase(jobs, func(j *job) error {
 		j.opened = err == nil && (j.kind == rewritten || j.kind == reinjected)
@@ -668,8 +679,8 @@ func (q *Queue) takeBack(ctx context.Context, j *job) {
 			q.settled(j.plan.ID)
 		}
 	case reinjected:
-		if j.re != nil && j.re.State != reDoomed {
-			q.abandon(ctx, j.re, reVoid)
+		if j.re != nil && j.re.State != reVoid {
+			q.abandon(ctx, j.re)
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,6 +23,7 @@ type holder struct {
 	spool   *spool
 	hook    durable.Hook // may be nil
 	address string
+	disk    durable.FS
 	late    bool
 	pending []func() // what a dead client had sent
 }
@@ -111,12 +114,48 @@ func (h *holder) take(in *bufio.Reader, helo string, rcpts []string) (id string,
 		op := durable.Op{Kind: acceptOp, Path: strings.Join(rcpts, ",")}
 		if err := h.hook.Before(op); err != nil {
 			if h.late {
-				h.pending = append(h.pending, func() { h.spool.put(b) })
+				h.pending = append(h.pending, func() { h.put(b) })
 			}
 			return "", false
 		}
 	}
-	return h.spool.put(b), true
+	return h.put(b), true
+}
+
+// put makes a file on hold, durably.
+func (h *holder) put(b []byte) string {
+	s := h.spool
+	s.n++
+	dir := filepath.Dir(s.place("hold", s.n, "x"))
+	for d := filepath.Join(s.dir, "hold"); d != dir; {
+		rest, _ := filepath.Rel(d, dir)
+		d = filepath.Join(d, strings.Split(rest, "/")[0])
+		s.mkdir(d)
+	}
+	temp := filepath.Join(dir, "made.there")
+	f, err := h.disk.Create(temp, 0o600)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer f.Close()
+	if err = f.Own(mailUser, mailUser, 0o700); err == nil {
+		_, err = f.Write(b)
+	}
+	id := s.name(s.n, inodeOf(h.t, temp))
+	for _, step := range []func() error{f.Fsync, func() error { return h.disk.Rename(temp, filepath.Join(dir, id)) }, func() error { return h.disk.FsyncDir(dir) }} {
+		if err == nil {
+			err = step()
+		}
+	}
+	if err != nil {
+		h.t.Error(err)
+	}
+	return id
+}
+
+// isCopy says that a file was handed back by us.
+func (s *seen) isCopy() bool {
+	return slices.ContainsFunc(s.env, func(r rec) bool { return r.kind == 'A' && nonceOf(strings.TrimPrefix(r.data, "helo_name=")) != "" })
 }
 
 // finish does what was late.

@@ -254,6 +254,51 @@ func (q *Queue) recognise(ctx context.Context, who queue.Identity) (*plan, error
 	return nil, nil
 }
 
+// mark is a plan as the file that takes the original's name carries it, should
+// the journal be lost between the decision and its end: the other groups' files
+// have names that nobody else knows. The file's own inode is not in it.
+func (q *Queue) mark(p plan) (string, error) {
+	if q.Token == "" {
+		return "", nil
+	}
+	text, err := json.Marshal(p)
+	if err != nil {
+		return "", fmt.Errorf("encode a plan: %w", err)
+	}
+	return q.Token + " " + string(text), nil
+}
+
+// marked reads the plan that a file carries. It counts only while the original
+// lies under the prepared name: once all is done the mark means nothing, whoever
+// puts the file on hold again. No client can make one: it is no header field.
+func (q *Queue) marked(c *claim) *plan {
+	text, ok := strings.CutPrefix(c.file.attr(strings.TrimSuffix(markAttr, "=")), q.Token+" ")
+	if !ok || q.Token == "" {
+		return nil
+	}
+	var p plan
+	if err := json.Unmarshal([]byte(text), &p); err != nil || !validID(p.ID) {
+		return nil
+	}
+	p.Self = c.stats.Control.Ino
+	for i := range p.Groups {
+		g := &p.Groups[i]
+		if filepath.Base(g.Temp) != g.Temp && g.Temp != "" {
+			return nil
+		}
+		if g.Do == queue.Release && g.Ino == 0 {
+			g.Ino, g.New = p.Self, withInode(p.ID, p.Self)
+		}
+	}
+	if p.first() < 0 || p.ID != c.entry.ID.Name && p.Groups[p.first()].New != c.entry.ID.Name {
+		return nil
+	}
+	if st, err := inode.Lstat(q.tempOf(p)); err != nil || st.Ino != p.Orig {
+		return nil
+	}
+	return &p
+}
+
 // tempOf is the prepared name whose file takes the original's name.
 func (q *Queue) tempOf(p plan) string {
 	return filepath.Join(q.in(holdDir, p.ID), p.Groups[p.first()].Temp)

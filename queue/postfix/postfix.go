@@ -28,6 +28,7 @@ type Config struct {
 	Dir            string         // queue_directory
 	Hashed         map[string]int // depth of each hashed queue (hash_queue_names, hash_queue_depth)
 	Work           string         // directory for large rendered messages
+	Token          string         // this installation's
 	RenderInMemory int64          // bytes; a larger message is rendered into Work
 	MaxControl     int64          // bytes of the envelope
 	MaxRecipients  int
@@ -158,6 +159,7 @@ const (
 	skipStrange   = "not a regular file"
 	skipMisplaced = "not where the MTA would look for it"
 	skipForeign   = "not a queue file by its name"
+	skipPrepared  = "prepared file of a commit that a crash ended"
 )
 
 const (
@@ -165,6 +167,8 @@ const (
 	maxHash   = 5 // levels of sub-directories, at most as many as Postfix allows
 	complete  = 0o700
 	corrupted = 0o400
+
+	orphanAfter = 2 * time.Hour // a younger one may be of a commit that goes on
 )
 
 // List yields what is on hold. Nothing is opened.
@@ -222,7 +226,10 @@ func (q *Queue) listed(dir, name string, res *queue.Listing) (queue.Entry, bool)
 		if !slices.Contains([]byte(name), '.') {
 			return skip(skipForeign)
 		}
-		return queue.Entry{}, false // in the making, Postfix's or ours
+		if st, err := os.Lstat(filepath.Join(dir, name)); err == nil && time.Since(st.ModTime()) > orphanAfter {
+			return skip(skipPrepared)
+		}
+		return queue.Entry{}, false // in the making
 	}
 	var st unix.Stat_t
 	if err := unix.Lstat(filepath.Join(dir, name), &st); err != nil {

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -28,7 +27,6 @@ type reinjection struct {
 	ID     string    `json:"id"` // of the original
 	T      int64     `json:"t"`
 	Ino    uint64    `json:"inode"`
-	Aside  string    `json:"aside"` // the original's name, in its directory, while it is removed
 	Groups []regroup `json:"groups"`
 }
 
@@ -56,8 +54,7 @@ const (
 	reChosen  state = "chosen"  // decided: these copies instead of the original
 	reSettled state = "settled" // the original is gone, by us
 	reDone    state = "done"    // and the copies are released: mail like any other
-	reVoid    state = "void"    // given up: its copies are nobody's, the original stands
-	reDoomed  state = "doomed"  // given up, and the original is settled in another way
+	reVoid    state = "void"    // given up: its copies are never released, the original was not touched
 )
 
 const (
@@ -124,7 +121,6 @@ func (q *Queue) openReinjection(ctx context.Context, j *job) error {
 		Nonce: hex.EncodeToString(nonce), When: time.Now(), State: reOpen, ID: j.entry.ID.Name, T: j.ident.T, Ino: j.stats.Control.Ino,
 		Groups: make([]regroup, len(j.groups)),
 	}
-	r.Aside = "gone." + r.Nonce // a name with a dot is ignored by Postfix
 	j.re = r
 	limit := max(q.RecipientLimit, 1)
 	for i, g := range j.groups {
@@ -315,7 +311,9 @@ func hasEightBit(r io.Reader) (bool, error) {
 }
 
 // settleOriginals removes the originals of chosen copies, looking at each copy
-// first. Order: look; remove; fsync hold; row settled. Then the copies may go.
+// first. Order: look; set the original aside; fsync hold; row settled; remove
+// what lies aside. Then the copies may go. So a crash leaves no doubt who took an
+// original away: ours lies aside until the row says so.
 func (q *Queue) settleOriginals(ctx context.Context, jobs []*job) {
 	jobs = slices.DeleteFunc(slices.Clone(jobs), func(j *job) bool { return j.kind != reinjected })
 	q.phase(jobs, func(j *job) error { return q.settleOriginal(ctx, j) })
@@ -324,6 +322,12 @@ func (q *Queue) settleOriginals(ctx context.Context, jobs []*job) {
 	q.phase(jobs, func(j *job) error { rows = append(rows, j.re); return nil })
 	err := q.saveReinjections(rows, reSettled)
 	q.phase(jobs, func(j *job) error { return err })
+	q.phase(jobs, func(j *job) error {
+		path := q.path(holdDir, j.re.ID)
+		q.files.Unlink(asideOf(path), j.re.Ino)
+		q.tidyLater(path, j.re.Ino)
+		return nil
+	})
 }
 
 func (q *Queue) settleOriginal(ctx context.Context, j *job) error {
@@ -332,26 +336,25 @@ func (q *Queue) settleOriginal(ctx context.Context, j *job) error {
 		return nil
 	}
 	path := q.path(holdDir, r.ID)
-	aside := filepath.Join(filepath.Dir(path), r.Aside)
 	st, err := inode.Lstat(path)
 	switch {
 	case err == nil && st.Ino == r.Ino:
 	case err != nil && !errors.Is(err, queue.ErrGone):
 		return err
 	default:
-		return q.originalIsGone(ctx, j, aside)
+		return q.originalIsGone(ctx, j, path)
 	}
 	for _, g := range r.Groups {
 		for _, c := range g.Copies {
-			if st, err := inode.Lstat(q.path(holdDir, c.ID)); !c.Out && (err != nil || st.Ino != c.Ino) {
-				q.abandon(ctx, r, reVoid)
+			if !c.Out && !q.isIn(holdDir, c.ID, c.Ino) && !q.isElsewhere(c.ID, c.Ino) {
+				q.abandon(ctx, r)
 				return fmt.Errorf("%s: its copy %s is no longer on hold: it will be handed back again", r.ID, c.ID)
 			}
 		}
 	}
-	if err := q.removeOriginal(ctx, r, path, aside); err != nil {
+	if err := q.removeOriginal(ctx, r, path); err != nil {
 		if errors.Is(err, queue.ErrGone) {
-			return q.originalIsGone(ctx, j, aside)
+			return q.originalIsGone(ctx, j, path)
 		}
 		return err
 	}
@@ -359,9 +362,9 @@ func (q *Queue) settleOriginal(ctx context.Context, j *job) error {
 	return nil
 }
 
-func (q *Queue) removeOriginal(ctx context.Context, r *reinjection, path, aside string) error {
+func (q *Queue) removeOriginal(ctx context.Context, r *reinjection, path string) error {
 	if q.Release != ByPostsuper {
-		return q.files.Remove(path, aside, r.Ino)
+		return q.files.SetAside(path, asideOf(path), r.Ino)
 	}
 	done, err := q.postsuper(ctx, "-d", []string{r.ID})
 	if err == nil && !done[r.ID] {
@@ -370,23 +373,21 @@ func (q *Queue) removeOriginal(ctx context.Context, r *reinjection, path, aside 
 	return err
 }
 
-// originalIsGone decides about chosen copies whose original has left hold:
-// removed by us before a crash, or taken by somebody else.
-func (q *Queue) originalIsGone(ctx context.Context, j *job, aside string) error {
+// originalIsGone decides about chosen copies whose original has left hold: set
+// aside by us before a crash, or taken by somebody else. Of postsuper -d nothing
+// remains to tell the two apart.
+func (q *Queue) originalIsGone(ctx context.Context, j *job, path string) error {
 	r := j.re
-	if st, err := inode.Lstat(aside); err == nil && st.Ino == r.Ino {
-		q.files.Unlink(aside, r.Ino)
+	if st, err := inode.Lstat(asideOf(path)); err == nil && st.Ino == r.Ino {
 		j.decided = true
 		return nil
 	}
-	for _, name := range elsewhere {
-		if st, err := inode.Lstat(q.path(name, r.ID)); err == nil && st.Ino == r.Ino {
-			q.abandon(ctx, r, reDoomed)
-			return fmt.Errorf("%s was moved to %s by somebody else, who has it now: %w", r.ID, name, queue.ErrGone)
-		}
+	if q.isElsewhere(r.ID, r.Ino) {
+		q.abandon(ctx, r)
+		return fmt.Errorf("%s was taken off hold by somebody else: %w", r.ID, queue.ErrGone)
 	}
-	if !j.resumed {
-		q.abandon(ctx, r, reDoomed)
+	if !j.resumed || q.Release != ByPostsuper {
+		q.abandon(ctx, r)
 		return fmt.Errorf("%s was removed by somebody else: %w", r.ID, queue.ErrGone)
 	}
 	j.decided = true
@@ -397,11 +398,21 @@ func (q *Queue) originalIsGone(ctx context.Context, j *job, aside string) error 
 // Where a message is that has left hold without us.
 var elsewhere = []string{"deferred", incomingDir, "active", "maildrop", "corrupt"}
 
-// abandon ends a plan: its copies will never be released. Void: the original
-// stands. Doomed: somebody else has it.
-func (q *Queue) abandon(ctx context.Context, r *reinjection, s state) {
+// isElsewhere says that somebody else has taken a message off hold.
+func (q *Queue) isElsewhere(id string, ino uint64) bool {
+	return slices.ContainsFunc(elsewhere, func(name string) bool { return q.isIn(name, id, ino) })
+}
+
+func (q *Queue) isIn(queueName, id string, ino uint64) bool {
+	st, err := inode.Lstat(q.path(queueName, id))
+	return err == nil && st.Ino == ino
+}
+
+// abandon ends a plan: its copies will never be released. The original stands,
+// or somebody else has it.
+func (q *Queue) abandon(ctx context.Context, r *reinjection) {
 	id := queue.ID{Queue: q.Config.Name, Dir: q.Dir, Name: r.ID}
-	q.note(id, "give up a re-injection", q.saveReinjections([]*reinjection{r}, s))
+	q.note(id, "give up a re-injection", q.saveReinjections([]*reinjection{r}, reVoid))
 	q.dropCopies(r)
 	for _, g := range r.Groups {
 		if g.Item != "" {
@@ -423,7 +434,8 @@ func (q *Queue) dropCopies(r *reinjection) {
 
 func (q *Queue) dropCopy(id string, ino uint64) {
 	path := q.path(holdDir, id)
-	err := q.files.Remove(path, filepath.Join(filepath.Dir(path), "gone."+id), ino)
+	err := q.files.Remove(path, asideOf(path), ino)
+	q.tidyLater(path, ino)
 	if err != nil && !errors.Is(err, queue.ErrGone) {
 		q.Report(Event{ID: queue.ID{Queue: q.Config.Name, Dir: q.Dir, Name: id}, What: "remove a copy that is not needed", Err: err})
 	}
@@ -531,19 +543,6 @@ func (q *Queue) chosenFor(id queue.Identity) *reinjection {
 	return nil
 }
 
-// superseded are the given-up re-injections of an original that is about to be
-// settled: their copies, should one come late, must never be released.
-func (q *Queue) superseded(jobs []*job) (out []*reinjection) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, r := range q.reinjections {
-		if r.State == reVoid && slices.ContainsFunc(jobs, func(j *job) bool { return j.err == nil && j.entry.ID.Name == r.ID && j.stats.Control.Ino == r.Ino }) {
-			out = append(out, r)
-		}
-	}
-	return out
-}
-
 // copyOf says what a file on hold that carries one of our nonces is: part of a
 // decided re-injection, which is returned; not to be touched now (an error); or,
 // with neither, new mail.
@@ -559,8 +558,9 @@ func (q *Queue) copyOf(c *claim) (*reinjection, error) {
 	}
 	r := q.reinjections[nonce]
 	q.mu.Unlock()
-	if r == nil {
-		return nil, nil // anybody may connect to the listener: mail like any other
+	if r == nil { // anybody may connect to the listener: mail like any other
+		q.Report(Event{ID: c.entry.ID, What: "it came by the listener for changed mail with a name that is in no open row of the journal: scanned as new mail; a possible duplicate if the ledger was lost"})
+		return nil, nil
 	}
 	id, ino := c.entry.ID.Name, c.stats.Control.Ino
 	chosen := slices.ContainsFunc(r.Groups, func(g regroup) bool {
@@ -573,22 +573,11 @@ func (q *Queue) copyOf(c *claim) (*reinjection, error) {
 		return r, nil
 	case chosen && r.State == reDone:
 		return nil, nil // on hold once more: a person's doing
-	case r.State == reVoid && !q.originalExists(r):
-		q.Report(Event{ID: c.entry.ID, What: "possible duplicate: a copy of " + r.ID + " was left by a crash, and that is gone; the copy is scanned as new mail"})
-		return nil, nil
 	}
+	// Its original was never touched for it: it stands, or is settled in another
+	// way, or somebody has removed it.
 	q.dropCopy(id, ino)
 	return nil, fmt.Errorf("%s: %w: a copy of %s that is not needed, removed", id, queue.ErrGone, r.ID)
-}
-
-// originalExists says that the original is in one of Postfix's queues.
-func (q *Queue) originalExists(r *reinjection) bool {
-	for _, name := range append([]string{holdDir}, elsewhere...) {
-		if st, err := inode.Lstat(q.path(name, r.ID)); err == nil && st.Ino == r.Ino {
-			return true
-		}
-	}
-	return false
 }
 
 // resumeReinjection finishes a decided re-injection after a crash.

@@ -103,7 +103,7 @@ func (q *Queue) prepareRequeue(ctx context.Context, it queue.Item) (note requeue
 	// A new life in the queue: with its old age it could bounce at the first delay.
 	now := time.Now()
 	f, ino, err := q.newFile(id, uid, gid, func(w io.Writer, overwrite func([]byte) error) error {
-		return old.build(w, overwrite, text, nil, now)
+		return old.build(w, overwrite, text, nil, now, "")
 	})
 	if err != nil {
 		return note, err
@@ -160,7 +160,7 @@ func (f *file) control(recipients []int) ([]byte, error) {
 		k = func(i int) bool { return want[i] }
 	}
 	var out bytes.Buffer
-	err := f.build(&out, func(head []byte) error { copy(out.Bytes(), head); return nil }, bytes.NewReader(nil), k, time.Time{})
+	err := f.build(&out, func(head []byte) error { copy(out.Bytes(), head); return nil }, bytes.NewReader(nil), k, time.Time{}, "")
 	return out.Bytes(), err
 }
 

@@ -33,7 +33,10 @@ type world struct {
 	want            map[string][]expect // by subject
 	taken           map[string]string   // "subject recipient": where an administrator has put that copy; "" if nowhere
 	path            path
-	savedAllTheSame bool // a Save that fails has happened
+	damage          []string // files that the queue manager would set aside, at the last look
+	savedAllTheSame bool     // a Save that fails has happened
+	holder          *holder
+	late            bool // what was sent to it when we died is accepted after our restart
 }
 
 // expect is one group of recipients: where they must end up, with which body.
@@ -85,8 +88,8 @@ func (w *world) open(hook durable.Hook) (*Queue, *quarantine.Store) {
 	fsys := &durable.FS{Hook: hook}
 	store := &quarantine.Store{Root: w.quar, FS: fsys, Now: fixedNow}
 	q, err := New(Config{
-		Name: "mta", Dir: w.dir, Hashed: map[string]int{"hold": w.depth, "incoming": w.depth}, Work: w.top + "/work",
-		RenderInMemory: 1 << 20, Trigger: []string{}, Modify: ByRewriting, Store: store, FS: fsys,
+		Name: "mta", Dir: w.dir, Token: "0123456789abcdef0123456789abcdef", Hashed: map[string]int{"hold": w.depth, "incoming": w.depth}, Work: w.top + "/work",
+		RenderInMemory: 1 << 20, Trigger: []string{}, Modify: w.path.modify, Listener: w.listen(hook), Store: store, FS: fsys,
 		Journal: &fileJournal{path: w.top + "/journal", hook: hook, late: w.savedAllTheSame},
 	})
 	if err != nil {
@@ -95,12 +98,29 @@ func (w *world) open(hook durable.Hook) (*Queue, *quarantine.Store) {
 	return q, store
 }
 
+// listen starts the listener that a path needs.
+func (w *world) listen(hook durable.Hook) string {
+	if w.path.modify != ByReinjection {
+		return ""
+	}
+	w.holder = newHolder(w.t, w.spool, hook)
+	w.holder.late = w.late
+	if c, ok := hook.(*fault.Crash); ok && c.Next != nil { // what Postfix writes is on the disk when it says so
+		w.holder.disk.Hook = c.Next
+		if f, ok := c.Next.(forgetful); ok { // the bug is ours, not Postfix's
+			w.holder.disk.Hook = f.Power
+		}
+	}
+	return w.holder.address
+}
+
 func fixedNow() time.Time { return time.Unix(1_800_000_000, 0) }
 
 // path is one way through a commit.
 type path struct {
-	name string
-	plan func(subject string) ([]queue.Group, []expect)
+	name   string
+	plan   func(subject string) ([]queue.Group, []expect)
+	modify Modify
 }
 
 func body(subject string) string { return "body of " + subject + "\n" }
@@ -119,36 +139,42 @@ func change(subject string, withBody bool) *queue.Edit {
 	return e
 }
 
-var paths = []path{
-	{"unmodified", func(s string) ([]queue.Group, []expect) {
+// Ways through a commit. The changes are made on both routes.
+var paths = slices.Concat([]path{
+	{name: "unmodified", plan: func(s string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Release}}, []expect{{all, queue.Release, body(s), ""}}
 	}},
-	{"modified header", func(s string) ([]queue.Group, []expect) {
-		return []queue.Group{{Disposition: queue.Release, Edit: change(s, false)}}, []expect{{all, queue.Release, body(s), scanned}}
-	}},
-	{"modified body", func(s string) ([]queue.Group, []expect) {
-		return []queue.Group{{Disposition: queue.Release, Edit: change(s, true)}}, []expect{{all, queue.Release, newBody(s), scanned}}
-	}},
-	{"split, one quarantined", func(s string) ([]queue.Group, []expect) {
-		return []queue.Group{
-				{Recipients: []int{0}, Disposition: queue.Release},
-				{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
-				{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
-			}, []expect{
-				{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, newBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
-			}
-	}},
-	{"split, nothing released", func(s string) ([]queue.Group, []expect) {
+	{name: "split, nothing released", plan: func(s string) ([]queue.Group, []expect) {
 		return []queue.Group{
 			{Recipients: []int{0, 1}, Disposition: queue.Quarantine, Item: []byte(`{}`)}, {Recipients: []int{2}, Disposition: queue.Drop},
 		}, []expect{{all[:2], queue.Quarantine, body(s), ""}, {all[2:], queue.Drop, "", ""}}
 	}},
-	{"quarantine", func(s string) ([]queue.Group, []expect) {
+	{name: "quarantine", plan: func(s string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Quarantine, Item: []byte(`{}`)}}, []expect{{all, queue.Quarantine, body(s), ""}}
 	}},
-	{"drop", func(string) ([]queue.Group, []expect) {
+	{name: "drop", plan: func(string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Drop}}, []expect{{all, queue.Drop, "", ""}}
 	}},
+}, changes("rewritten", ByRewriting), changes("reinjected", ByReinjection))
+
+func changes(how string, m Modify) []path {
+	return []path{
+		{name: how + " header", modify: m, plan: func(s string) ([]queue.Group, []expect) {
+			return []queue.Group{{Disposition: queue.Release, Edit: change(s, false)}}, []expect{{all, queue.Release, body(s), scanned}}
+		}},
+		{name: how + " body", modify: m, plan: func(s string) ([]queue.Group, []expect) {
+			return []queue.Group{{Disposition: queue.Release, Edit: change(s, true)}}, []expect{{all, queue.Release, newBody(s), scanned}}
+		}},
+		{name: how + " split", modify: m, plan: func(s string) ([]queue.Group, []expect) {
+			return []queue.Group{
+					{Recipients: []int{0}, Disposition: queue.Release},
+					{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
+					{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
+				}, []expect{
+					{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, newBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
+				}
+		}},
+	}
 }
 
 // commit claims and commits everything that is on hold, as the loop does;
@@ -176,7 +202,8 @@ func (w *world) commit(q *Queue, p path) (ledger map[string]queue.Stats, failed 
 			return ledger, err
 		}
 		ledger[e.ID.Name] = c.Stats()
-		if _, err := c.Read(ctx); err != nil {
+		env, err := c.Read(ctx)
+		if err != nil {
 			c.Close()
 			if !errors.Is(err, queue.ErrGone) {
 				failed = errors.Join(failed, err)
@@ -184,11 +211,16 @@ func (w *world) commit(q *Queue, p path) (ledger map[string]queue.Stats, failed 
 			continue
 		}
 		if c.Decided() {
-			failed = errors.Join(failed, q.Resume(ctx, c).Err)
+			if err := q.Resume(ctx, c).Err; !errors.Is(err, queue.ErrGone) { // somebody else's: settled
+				failed = errors.Join(failed, err)
+			}
 			c.Close()
 			continue
 		}
 		groups, _ := p.plan(w.subject(c))
+		if len(env.Recipients) < len(all) { // what the journal has forgotten to be a copy is new mail
+			groups = []queue.Group{{Disposition: queue.Release}}
+		}
 		plans = append(plans, queue.Plan{Claim: c, Groups: groups})
 	}
 	for _, o := range q.Commit(ctx, plans) {
@@ -303,6 +335,7 @@ const (
 // copies looks at the directories with eyes of its own: which recipient has
 // which complete copy where, by "subject recipient".
 func (w *world) copies() map[string][]found {
+	w.damage = nil
 	all := map[string][]found{}
 	add := func(where string, s seen, content string) {
 		for _, r := range s.recipients() {
@@ -327,7 +360,7 @@ func (w *world) copies() map[string][]found {
 			case err == nil:
 				add(where, s, s.content)
 			case where != beside:
-				w.t.Errorf("%s: %v", path, err)
+				w.damage = append(w.damage, fmt.Sprintf("%s: %v", path, err))
 			}
 		}
 	}
@@ -418,7 +451,7 @@ func (w *world) never() (bad []string) {
 			}
 		}
 	}
-	return append(bad, w.dirs()...)
+	return slices.Concat(bad, w.damage, w.dirs())
 }
 
 // broken says what is not where the plan says, or is left over: a file on
@@ -427,6 +460,9 @@ func (w *world) broken() string {
 	lost, doubled, wrong := w.account()
 	if len(lost)+len(doubled)+len(wrong) > 0 {
 		return fmt.Sprintf("lost %q, doubled %q, wrong %q", lost, doubled, wrong)
+	}
+	if len(w.damage) > 0 {
+		return fmt.Sprintf("damaged: %q", w.damage)
 	}
 	if left := slices.Concat(w.files(onHold), w.files("corrupt"), w.files("active")); len(left) > 0 {
 		return fmt.Sprintf("left: %q", left)
@@ -507,6 +543,7 @@ func report(t *testing.T, points int, p path, what string) {
 
 // TestTortureKill stops the program at every operation of every path.
 func TestTortureKill(t *testing.T) {
+	inMemory(t)
 	for _, p := range paths {
 		points := 0
 		for _, l := range layouts {
@@ -551,6 +588,35 @@ func TestTortureKillTwice(t *testing.T) {
 			}
 		}
 		report(t, points, p, "killed twice")
+	}
+}
+
+// TestTortureJournalLost: the journal goes with the program. That costs new
+// scans; of what was on its way by SMTP it may cost a duplicate, never a message.
+func TestTortureJournalLost(t *testing.T) {
+	inMemory(t)
+	for _, p := range paths {
+		points, duplicates := 0, 0
+		for _, l := range layouts {
+			for at := range count(t, p, l) {
+				w, _, point := killed(t, p, l, at)
+				if err := os.Remove(w.top + "/journal"); err != nil && !errors.Is(err, os.ErrNotExist) {
+					t.Fatal(err)
+				}
+				for range 2 {
+					if err := w.recover(p, nil); err != nil {
+						t.Fatalf("%s: recovery: %v", point, err)
+					}
+				}
+				lost, doubled, wrong := w.account()
+				if len(lost)+len(wrong) > 0 || len(doubled) > 0 && p.modify != ByReinjection {
+					t.Fatalf("%s: lost %q, doubled %q, wrong %q", point, lost, doubled, wrong)
+				}
+				points++
+				duplicates += len(doubled)
+			}
+		}
+		report(t, points, p, fmt.Sprintf("killed, journal lost; %d recipients got a duplicate", duplicates))
 	}
 }
 
@@ -692,7 +758,7 @@ func (w *world) held() (string, bool) {
 		if err != nil || strings.ContainsAny(filepath.Base(path), ".#") {
 			continue
 		}
-		if s, err := look(b); err == nil && subjectOf(s.content) == "m1" {
+		if s, err := look(b); err == nil && subjectOf(s.content) == "m1" && !s.isCopy() {
 			return path, true
 		}
 	}
@@ -884,6 +950,9 @@ func (w *world) outCopies(point string) int {
 	w.t.Helper()
 	n := 0
 	for key, fs := range w.copies() {
+		if len(w.damage) > 0 {
+			w.t.Fatalf("%s: damaged: %q", point, w.damage)
+		}
 		k := 0
 		for _, f := range fs {
 			if f.where != out {

@@ -171,7 +171,12 @@ func (c *claim) openData() error {
 // recognise reads our own traces. A marker counts only while the original
 // control file that it names lies beside it: after publication it is inert.
 // A prepared control file that was never exchanged is swept, by the inodes
-// that it names itself.
+// that it names itself; it needs no token for that, for the original, which it
+// names too, is complete.
+//
+// A marker beside an original that is not clearly ours, because the token was
+// lost or the files were copied, is a decision of somebody: taking the message
+// for new mail would lose the recipients of its other groups.
 func (c *claim) recognise() error {
 	beside := c.in.newControl(c.entry.ID.Name, 0)
 	st, err := inode.Lstat(beside)
@@ -181,18 +186,22 @@ func (c *claim) recognise() error {
 	if err != nil {
 		return err
 	}
-	if m, ok := c.control.marker(c.q.Token); ok && m.self == c.stats.Control.Ino && m.orig == st.Ino {
-		c.decided = &m
-		return nil
+	if m, ok := c.control.marker(); ok {
+		if m.token == c.q.Token && m.self == c.stats.Control.Ino && m.orig == st.Ino {
+			c.decided = &m
+			return nil
+		}
+		return fmt.Errorf("%s: %w: it carries a decision of another installation of Holdfast, or of a copy: give this one that one's token (state/token), or rename %s back over it to have it judged again",
+			c.qf.Name(), queue.ErrForeign, beside)
 	}
 	m, ok := c.q.readMarker(beside)
-	if !ok || m.self != st.Ino {
-		return nil // of unknown origin: listings count it once its message has left
+	if !ok || m.self != st.Ino || m.token != c.q.Token && m.orig != c.stats.Control.Ino {
+		return nil // of unknown origin: it is put out of the way when its name is needed
 	}
 	return c.q.sweepPrepared(c.in, c.entry.ID.Name, m, nil)
 }
 
-// readMarker reads the marker of a prepared control file.
+// readMarker reads the marker of a prepared control file, whoever's it is.
 func (q *Queue) readMarker(path string) (marker, bool) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -207,7 +216,7 @@ func (q *Queue) readMarker(path string) (marker, bool) {
 	if err != nil {
 		return marker{}, false
 	}
-	return c.marker(q.Token)
+	return c.marker()
 }
 
 // Render writes the message into a sealed memfd, or an unnamed file of the

@@ -115,12 +115,12 @@ func parsePrepared(key, v string) (prepared, error) {
 	return g, nil
 }
 
-// markerOf returns this installation's marker in a control file.
-func (c *control) marker(token string) (marker, bool) {
+// marker returns the marker in a control file. Whose it is its reader checks.
+func (c *control) marker() (marker, bool) {
 	v, ok := c.macro(macroName)
 	if !ok {
 		return marker{}, false
 	}
 	m, err := parseMarker(string(v))
-	return m, err == nil && m.token == token
+	return m, err == nil
 }

@@ -98,7 +98,7 @@ func (q *Queue) nameFiles(jobs []*job) {
 				return nil
 			}
 			for _, n := range of(j) {
-				if err := q.FS.Link(n.f.OS(), n.path); err != nil {
+				if err := q.files.Link(n.f.OS(), n.path); err != nil {
 					return err
 				}
 			}

@@ -178,6 +178,29 @@ func (q *Queue) HoldDirs() error {
 	return q.dirs.Hold(dirs...)
 }
 
+// KeepsIDs says that a message which leaves unchanged keeps its queue id.
+func (q *Queue) KeepsIDs() bool { return true }
+
+// Passable says whether mail could get through: each pattern names a
+// directory, and each inbound directory has an outbound one on its file system.
+func (q *Queue) Passable() error {
+	for _, pattern := range append(append([]string{}, q.In...), q.Out...) {
+		if _, err := expand([]string{pattern}); err != nil {
+			return err
+		}
+	}
+	dirs, err := expand(q.In)
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if _, err := q.outbound(at(dir), ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Close lets go of the directories.
 func (q *Queue) Close() { q.dirs.Close() }
 

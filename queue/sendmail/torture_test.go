@@ -29,6 +29,7 @@ type world struct {
 	t                  testing.TB
 	dir, in, out, quar string
 	want               map[string][]expect // by original id
+	token              string
 }
 
 // expect is one group of recipients: where they must end up, with which body.
@@ -41,7 +42,7 @@ type expect struct {
 
 func newWorld(t testing.TB) *world {
 	dir := t.TempDir()
-	w := &world{t: t, dir: dir, in: dir + "/in", out: dir + "/out", quar: dir + "/quarantine", want: map[string][]expect{}}
+	w := &world{t: t, dir: dir, in: dir + "/in", out: dir + "/out", quar: dir + "/quarantine", want: map[string][]expect{}, token: "0123456789abcdef0123456789abcdef"}
 	for _, d := range []string{w.in, w.out, w.dir + "/work", w.dir + "/shadow"} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			t.Fatal(err)
@@ -71,7 +72,7 @@ func (w *world) open(hook durable.Hook) (*Queue, *quarantine.Store) {
 	fsys := &durable.FS{Hook: hook}
 	store := &quarantine.Store{Root: w.quar, FS: fsys, Now: fixedNow}
 	q, err := New(Config{
-		Name: "q", In: []string{w.in}, Out: []string{w.out}, Work: w.dir + "/work", Token: "0123456789abcdef0123456789abcdef",
+		Name: "q", In: []string{w.in}, Out: []string{w.out}, Work: w.dir + "/work", Token: w.token,
 		RenderInMemory: 1 << 20, Lock: "flock", Store: store, FS: fsys,
 	})
 	if err != nil {
@@ -151,6 +152,10 @@ func (w *world) commit(q *Queue, p path) (stats map[string]queue.Stats, failed e
 		}
 		if _, err := c.Read(ctx); err != nil {
 			c.Close()
+			if errors.Is(err, queue.ErrForeign) { // left as it is; the others are not
+				failed = errors.Join(failed, err)
+				continue
+			}
 			return stats, err
 		}
 		stats[e.ID.Name] = c.Stats()
@@ -417,6 +422,107 @@ func TestTortureKill(t *testing.T) {
 			check(t, w, p.name, "killed before "+hook.Name)
 		}
 		t.Logf("%3d points  %-24s 1 round  lost 0  doubled 0", n, p.name)
+	}
+}
+
+// TestTortureKillLedgerGone: as TestTortureKill, and the ledger is gone as
+// well, so that no journal says what was decided. All that may be left is what
+// nothing names any more: files that the MTA ignores.
+func TestTortureKillLedgerGone(t *testing.T) {
+	for _, p := range paths {
+		n, left := count(t, p), 0
+		for at := range n {
+			w := newWorld(t)
+			w.fill(p)
+			hook := &fault.Crash{At: at}
+			q, _ := w.open(hook)
+			if _, err := w.commit(q, p); !hook.Dead {
+				t.Fatalf("%s: operation %d of %d was not reached (%v)", p.name, at, n, err)
+			}
+			if err := w.recover(p, nil); err != nil {
+				t.Fatalf("%s, killed before %q: recovery: %v", p.name, hook.Name, err)
+			}
+			lost, doubled, wrong := w.account()
+			if len(lost)+len(doubled)+len(wrong) > 0 {
+				t.Fatalf("%s, killed before %q: lost %q, doubled %q, wrong %q", p.name, hook.Name, lost, doubled, wrong)
+			}
+			names, err := os.ReadDir(w.in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range names {
+				left++
+				if !strings.HasPrefix(e.Name(), "df") && !strings.HasPrefix(e.Name(), "h") {
+					t.Errorf("%s, killed before %q: left in the inbound directory: %s", p.name, hook.Name, e.Name())
+				}
+			}
+			w.again(t, p, "killed before "+hook.Name)
+		}
+		t.Logf("%3d points  %-24s 1 round  lost 0  doubled 0  (ledger gone, %d files left)", n, p.name, left)
+	}
+}
+
+// again has messages with the same ids come once more, as after a restore from
+// a backup: what is left of the first ones must not be in their way.
+func (w *world) again(t *testing.T, p path, point string) {
+	t.Helper()
+	for _, dir := range []string{w.out, w.quar} { // the first ones have been dealt with
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := quarantine.New(w.quar, nil); err != nil {
+		t.Fatal(err)
+	}
+	w.fill(p)
+	q, _ := w.open(nil)
+	if _, err := w.commit(q, p); err != nil {
+		t.Fatalf("%s, %s: the same ids again: %v", p.name, point, err)
+	}
+	if lost, doubled, wrong := w.account(); len(lost)+len(doubled)+len(wrong) > 0 {
+		t.Fatalf("%s, %s: the same ids again: lost %q, doubled %q, wrong %q", p.name, point, lost, doubled, wrong)
+	}
+}
+
+// TestTortureKillTokenGone: even the token is another one. What was decided is
+// left as it is, and said so; everything else leaves. With the right token the
+// rest is finished.
+func TestTortureKillTokenGone(t *testing.T) {
+	for _, p := range paths {
+		n, foreign := count(t, p), 0
+		for at := range n {
+			w := newWorld(t)
+			w.fill(p)
+			hook := &fault.Crash{At: at}
+			q, _ := w.open(hook)
+			if _, err := w.commit(q, p); !hook.Dead {
+				t.Fatalf("%s: operation %d of %d was not reached (%v)", p.name, at, n, err)
+			}
+			point := fmt.Sprintf("%s, killed before %q", p.name, hook.Name)
+			ours := w.token
+			w.token = strings.Repeat("f", 32)
+			other, _ := w.open(nil)
+			other.ids.base = time.Now().Unix() + 3600 // another life makes other ids
+			if _, err := w.commit(other, p); errors.Is(err, queue.ErrForeign) {
+				foreign++
+			} else if err != nil {
+				t.Fatalf("%s: with another token: %v", point, err)
+			}
+			if bad := w.never(); len(bad) > 0 {
+				t.Fatalf("%s: with another token: %q", point, bad)
+			}
+			w.token = ours
+			if err := w.recover(p, nil); err != nil {
+				t.Fatalf("%s: with the token back: %v", point, err)
+			}
+			if lost, doubled, wrong := w.account(); len(lost)+len(doubled)+len(wrong) > 0 {
+				t.Fatalf("%s: lost %q, doubled %q, wrong %q", point, lost, doubled, wrong)
+			}
+		}
+		t.Logf("%3d points  %-24s 1 round  lost 0  doubled 0  (token gone: left alone at %d points)", n, p.name, foreign)
 	}
 }
 

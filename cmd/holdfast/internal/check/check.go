@@ -49,6 +49,7 @@ type Host struct {
 	PidFiles []string                                    // patterns of sendmail's pid files
 	Kick     func(conf.Command) []string                 // what a kick resolves to
 	Statfs   func(path string, buf *unix.Statfs_t) error // nil: the system's
+	Lookup   func(name string) (*user.User, error)       // nil: the system's
 
 	// Postfix's own commands, with the configuration directory they read.
 	Postconf  func(ctx context.Context, config string, args ...string) (lines []string, err error)
@@ -76,6 +77,9 @@ func Run(ctx context.Context, c *conf.Config, h Host) []Finding {
 	k := &checker{Host: h, conf: c}
 	if k.Statfs == nil {
 		k.Statfs = unix.Statfs
+	}
+	if k.Lookup == nil {
+		k.Lookup = user.Lookup
 	}
 	for i := range c.Queues {
 		if q := &c.Queues[i]; q.Type == conf.Postfix {
@@ -274,7 +278,7 @@ func (k *checker) worker(ctx context.Context) {
 func (k *checker) workerUser() {
 	uid, err := strconv.Atoi(k.conf.User)
 	if err != nil {
-		u, lerr := user.Lookup(k.conf.User)
+		u, lerr := k.Lookup(k.conf.User)
 		if err = lerr; err == nil {
 			uid, err = strconv.Atoi(u.Uid)
 		}

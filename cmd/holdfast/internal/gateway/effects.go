@@ -66,7 +66,7 @@ func (g *Gateway) effects(ctx context.Context, ms []*message, outs []queue.Outco
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		g.Report(problem("outbox", err)) // what stays pending is settled at the next start
+		g.Report(problem("notices not handled", err)) // what stays pending is settled at the next start
 	}
 	g.Deliver()
 }
@@ -78,7 +78,7 @@ func (g *Gateway) recoverEffects(ctx context.Context) error {
 	if g.Outbox == nil {
 		return nil
 	}
-	all, err := g.Outbox.Pending(ctx, func(err error) { g.Report(problem("outbox", err)) })
+	all, err := g.Outbox.Pending(ctx, func(err error) { g.Report(problem("notices not handled", err)) })
 	if err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (g *Gateway) recoverEffects(ctx context.Context) error {
 		}
 		switch there, err := g.isThere(ctx, q, e.Identity); {
 		case err != nil:
-			g.Report(problem("outbox", fmt.Errorf("cannot tell what became of %s: %w", e.Identity.ID, err)))
+			g.Report(problem("notices not handled", fmt.Errorf("cannot tell what became of %s: %w", e.Identity.ID, err)))
 		case there == decidedThere:
 		case there == queued:
 			err = g.Outbox.Cancel(ctx, e.Identity)

@@ -111,6 +111,7 @@ type Gateway struct {
 	canaries []poison.RunCanary    // wanted
 	solo     poison.Key            // stamped when our last life ended: alone, nothing else in flight
 	finished []string              // ride with the next Begin
+	past     map[string]decided    // what earlier lives decided of messages that are still here, by key
 	kicks    map[queue.Queue][]string
 	waits    []wait
 	breaker  string
@@ -125,6 +126,7 @@ type Gateway struct {
 	changes     int // counts messages that were let go of
 	total       int // messages seen so far, for progress
 	alarmed     map[string]int
+	stamped     bool // the recorder says what is being done
 
 	results chan runResult
 	listed  chan listed
@@ -153,7 +155,8 @@ type message struct {
 	env     queue.Envelope
 	render  *os.File
 	size    int64
-	began   time.Time
+	began   time.Time // claimed
+	started time.Time // given to its first worker
 	stages  []history.Stage
 	report  *scan.Report
 	verdict scan.Verdict
@@ -165,6 +168,11 @@ type message struct {
 }
 
 func (m *message) id() queue.ID { return m.claim.Entry().ID }
+
+// took books how long a stage of ours took, beside those of the worker.
+func (m *message) took(stage string, d time.Duration) {
+	m.stages = append(m.stages, history.Stage{Name: stage, Duration: d})
+}
 
 type stamp struct{ stage, part string }
 
@@ -186,7 +194,7 @@ func New(d Deps) *Gateway {
 		Deps: d, machine: poison.New(),
 		backoff: newBackoff(1_000_000), messages: map[poison.Key]*message{},
 		running: map[poison.RunID]*run{}, kicks: map[queue.Queue][]string{},
-		alarmed: map[string]int{},
+		alarmed: map[string]int{}, past: map[string]decided{},
 		results: make(chan runResult, s.Workers+2), listed: make(chan listed, 1),
 		wake: make(chan struct{}, 1), ask: make(chan chan control.Status), retries: make(chan retryRequest),
 		settles: make(chan settleRequest),
@@ -271,7 +279,10 @@ type Left struct {
 // Summary is how a drain ended.
 type Summary struct {
 	Counts  map[string]int64
-	Left    []Left
-	Blocked string // why no mail was taken at the end, if so
+	Waiting int               // messages in the inbound queues at the end
+	Judged  int               // of those, what a dry run has judged
+	Left    []Left            // some of the others, with the reason
+	Alone   map[string]string // by queue: what there is that is not ours to take
+	Blocked string            // why no mail was taken at the end, if so
 	Took    time.Duration
 }

@@ -48,7 +48,7 @@ func (g *Gateway) setHoldsUnread(err error) {
 	}
 	if why != g.holdsUnread {
 		g.holdsUnread = why
-		g.Report(Event{Name: EventBreaker, Fields: Fields{"open": err != nil, "why": why}})
+		g.reportFlow(why)
 	}
 }
 

@@ -25,6 +25,7 @@ func (g *Gateway) Run(ctx context.Context) (Summary, error) {
 		g.Beat()
 		g.look(ctx)
 		if err := g.claim(ctx, listing); err != nil {
+			g.unstamp()
 			return g.summary(start), err
 		}
 		g.start(ctx)
@@ -33,7 +34,13 @@ func (g *Gateway) Run(ctx context.Context) (Summary, error) {
 		}
 		g.wait(ctx)
 	}
-	return g.summary(start), g.finish(ctx)
+	err := g.finish(ctx)
+	g.unstamp() // an orderly end is nobody's death
+	sum := g.summary(start)
+	if g.Settings.Drain {
+		g.remains(context.WithoutCancel(ctx), &sum)
+	}
+	return sum, err
 }
 
 // look reads what may stop claiming: the pause file, the disks, the clock.
@@ -43,7 +50,11 @@ func (g *Gateway) look(ctx context.Context) {
 	g.lookAtSpace()
 	if ctx.Err() != nil && !g.stopping {
 		g.stopping = true
-		g.Report(Event{Name: EventStopping, Fields: Fields{"in_flight": len(g.messages)}})
+		name := EventStopping
+		if errors.Is(context.Cause(ctx), ErrReload) {
+			name = EventReloading
+		}
+		g.Report(Event{Name: name, Fields: Fields{"in_flight": len(g.messages)}})
 	}
 	now := g.Now()
 	for i := 0; i < len(g.waits); i++ {
@@ -172,6 +183,12 @@ func (g *Gateway) begin(ctx context.Context, batch []*message) ([]poison.Event, 
 // read reads the envelope and renders the message; a decided one is resumed
 // instead. It reports whether there is something for a worker.
 func (g *Gateway) read(ctx context.Context, m *message) bool {
+	ok := g.readStamped(ctx, m)
+	g.unstamp() // never deferred: a panic must leave the stamp
+	return ok
+}
+
+func (g *Gateway) readStamped(ctx context.Context, m *message) bool {
 	g.stamp("read", m)
 	env, err := m.claim.Read(ctx)
 	if err != nil {
@@ -182,16 +199,18 @@ func (g *Gateway) read(ctx context.Context, m *message) bool {
 	m.env = env
 	if m.claim.Decided() {
 		g.stamp("resume", m)
+		ctx := context.WithoutCancel(ctx) // decided: to be finished, not stopped
 		out := m.queue.Resume(ctx, m.claim)
 		g.effects(ctx, []*message{m}, []queue.Outcome{out})
-		g.settled(ctx, m, out, "finished after a crash")
+		g.settled(ctx, m, out, noteFinished)
 		return false
 	}
 	g.stamp("render", m)
+	start := g.Now()
 	if m.render, err = m.claim.Render(ctx); err == nil {
 		m.size, err = sizeOf(m.render)
 	}
-	g.unstamp()
+	m.took("render", g.Now().Sub(start))
 	if err != nil {
 		g.cannot(m.id(), "render", err)
 		g.drop(m)
@@ -292,6 +311,7 @@ func (g *Gateway) decide(ctx context.Context, passed []*message) {
 // queue's own order of operations, then side effects ready, history and log.
 // Messages of one batch share each phase.
 func (g *Gateway) commit(ctx context.Context, ms []*message) {
+	ctx = context.WithoutCancel(ctx) // never stopped half way
 	byQueue := map[queue.Queue][]*message{}
 	g.lookAtHolds()
 	for _, m := range ms {
@@ -310,14 +330,14 @@ func (g *Gateway) commit(ctx context.Context, ms []*message) {
 		rows := make([]ledger.Decision, len(ms))
 		for i, m := range ms {
 			plans[i] = g.plan(m)
-			rows[i] = ledger.Decision{Key: string(m.key), Data: decision(m)}
+			rows[i] = ledger.Decision{Key: string(m.key), Data: g.decision(m)}
 		}
 		err := g.pend(ctx, ms)
 		if err == nil {
 			err = g.Ledger.Decided(ctx, rows)
 		}
 		if err != nil {
-			g.Report(problem("commit", fmt.Errorf("record %d decisions: %w", len(rows), err)))
+			g.Report(problem("decisions not recorded", fmt.Errorf("record %d decisions: %w", len(rows), err)))
 			for _, m := range ms {
 				g.cannot(m.id(), "commit", err)
 				g.drop(m)
@@ -325,8 +345,12 @@ func (g *Gateway) commit(ctx context.Context, ms []*message) {
 			continue
 		}
 		g.recorderStamp("commit", "")
-		outs := q.Commit(context.WithoutCancel(ctx), plans) // never stopped half way
+		start := g.Now()
+		outs := q.Commit(ctx, plans)
 		g.unstamp()
+		for _, m := range ms {
+			m.took("commit", g.Now().Sub(start)) // shared by the batch
+		}
 		g.effects(ctx, ms, outs)
 		for i, m := range ms {
 			g.settled(ctx, m, outs[i], "")

@@ -13,6 +13,7 @@ import (
 	"holdfast/poison/ledger"
 	"holdfast/poison/recorder"
 	"holdfast/queue"
+	"holdfast/queue/history"
 )
 
 // deadlyLives is how many lives in a row must end on one message before it
@@ -24,7 +25,7 @@ const deadlyLives = 2
 // that were not finished, quarantine items that were prepared.
 func (g *Gateway) Recover(ctx context.Context, last recorder.Last, death string) error {
 	if death != "" {
-		g.Report(Event{Name: EventCrash, Fields: Fields{"death": death, "step": last.Step, "item": show(last.Item)}})
+		g.Report(Event{Name: EventCrash, Fields: died(death, last)})
 	}
 	if err := g.loadAside(); err != nil {
 		return err
@@ -39,6 +40,18 @@ func (g *Gateway) Recover(ctx context.Context, last recorder.Last, death string)
 		return err
 	}
 	return g.suspectOf(ctx, last)
+}
+
+// died says how the previous life ended, and at what, if that is known.
+func died(how string, last recorder.Last) Fields {
+	f := Fields{"how": how}
+	if last.Step != "" {
+		f["while"] = last.Step
+	}
+	if last.Item != "" {
+		f["message"] = show(last.Item)
+	}
+	return f
 }
 
 // split takes a key apart again.
@@ -74,7 +87,7 @@ func (g *Gateway) setAside(id queue.ID, st queue.Stats, why string) {
 		err = g.Ledger.SetAside(ledger.Aside{Key: id.Key(), Stat: stat, Why: why, When: g.Now()})
 	}
 	if err != nil {
-		g.Report(problem("ledger", err))
+		g.Report(problem("ledger not written", err))
 	}
 	g.backoff.hold(id, g.Now().Add(forever), why)
 }
@@ -113,41 +126,54 @@ func (g *Gateway) loadAside() error {
 	return nil
 }
 
-// recoverJournal sweeps what a crash after a decision left. A message that
-// is still there is claimed again: its marker, or a new scan, decides.
+// recoverJournal sweeps what a crash after a decision left, and writes the
+// trail that it came before. A message that is still there is claimed again:
+// its marker, or a new scan, decides.
 func (g *Gateway) recoverJournal(ctx context.Context) error {
 	rows, err := g.Ledger.Journal()
 	if err != nil {
 		return fmt.Errorf("read the journal: %w", err)
 	}
 	var done []string
+	var gone []decided
 	for _, row := range rows {
-		id, ok := split(row.Key)
-		q := g.queueOf(id)
-		if !ok || q == nil {
-			continue
-		}
 		var d decided
+		id, ok := split(row.Key)
 		if err := json.Unmarshal(row.Data, &d); err != nil {
-			g.Report(problem("journal", fmt.Errorf("row of %s: %w", id, err)))
+			g.Report(problem("journal not understood", fmt.Errorf("row of %s: %w", id, err)))
 			continue
 		}
-		c, err := q.Lock(ctx, queue.Entry{ID: id})
-		if err == nil {
-			c.Close()
-			continue
+		if ok && g.sweepDecided(ctx, id, row.Key, d) {
+			done, gone = append(done, row.Key), append(gone, d)
 		}
-		if !errors.Is(err, queue.ErrGone) {
-			continue // locked or odd: the loop meets it again
-		}
-		if err := q.Sweep(ctx, id, d.Stats); err != nil {
-			g.Report(problem("sweep", err))
-			continue
-		}
-		g.Report(Event{Name: EventSwept, ID: id, Fields: Fields{"decided": d.Disposition}})
-		done = append(done, row.Key)
+	}
+	if err := g.publishPast(ctx, gone); err != nil {
+		g.Report(problem("history not written", err))
 	}
 	return g.Ledger.Finish(ctx, done)
+}
+
+// sweepDecided removes what is left of a decided message that has left its
+// queue; false if it has not, or cannot be told.
+func (g *Gateway) sweepDecided(ctx context.Context, id queue.ID, key string, d decided) bool {
+	q := g.queueOf(id)
+	if q == nil {
+		return false
+	}
+	c, err := q.Lock(ctx, queue.Entry{ID: id})
+	if err == nil {
+		c.Close()
+		g.past[key] = d
+	}
+	if !errors.Is(err, queue.ErrGone) {
+		return false // locked or odd: the loop meets it again
+	}
+	if err := q.Sweep(ctx, id, d.Stats); err != nil {
+		g.Report(problem("leftovers not removed", err))
+		return false
+	}
+	g.Report(Event{Name: EventSwept, ID: id, Fields: Fields{"decided": d.Disposition}})
+	return true
 }
 
 // recoverItems settles quarantine items that were prepared (CUSTODY 3).
@@ -186,14 +212,29 @@ func (g *Gateway) recoverItem(ctx context.Context, q queue.Queue, c queue.Claim,
 	case err != nil:
 		return nil // damaged or incomplete: the item stays prepared, nothing is lost
 	case c.Decided():
-		if out := q.Resume(ctx, c); out.Err != nil {
-			g.Report(problem("resume", out.Err))
-		}
+		g.resumeItem(ctx, q, c)
 		return nil
 	case c.Identity() != id:
 		return g.Store.CommitUncertain(ctx, name) // the queue id is another message's now
 	}
 	return g.Store.Abort(ctx, name) // it is still queued, and will be judged again
+}
+
+// resumeItem finishes a decided message that has an item, and writes it down.
+func (g *Gateway) resumeItem(ctx context.Context, q queue.Queue, c queue.Claim) {
+	id := c.Entry().ID
+	out := q.Resume(ctx, c)
+	if out.Err != nil {
+		g.Report(problem("commit failed after a crash", out.Err))
+		return
+	}
+	rec := g.past[id.Key()].Record
+	if rec.ID == "" {
+		rec = history.Record{Queue: id.Queue, Dir: id.Dir, ID: id.Name, Verdict: noteFinished}
+	}
+	rec.NewIDs, rec.Note = out.NewIDs, join(noteFinished, rec.Note)
+	g.publish(ctx, rec)
+	g.finished = append(g.finished, id.Key())
 }
 
 // suspectOf treats the message that was stamped when the last life ended:
@@ -291,7 +332,7 @@ func (g *Gateway) keepEvidence(m *message) {
 		_, err = g.Evidence.Save(strings.Map(fileSafe, name), b, m.render)
 	}
 	if err != nil {
-		g.Report(problem("evidence", err))
+		g.Report(problem("evidence not kept", err))
 	}
 }
 
@@ -305,6 +346,6 @@ func fileSafe(r rune) rune {
 // reportDeath tells of a worker that died or failed.
 func (g *Gateway) reportDeath(r *run, ev poison.Ended) {
 	g.Report(Event{Name: EventDeath, Fields: Fields{
-		"death": ev.Death.String(), "suspect": show(string(ev.Stamp)), "messages": len(r.Keys), "passed": len(ev.Passed),
+		"how": ev.Death.String(), "suspect": show(string(ev.Stamp)), "messages": len(r.Keys), "passed": len(ev.Passed),
 	}})
 }

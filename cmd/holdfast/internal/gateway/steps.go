@@ -8,13 +8,13 @@ import (
 	"io/fs"
 	"os"
 	"sort"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"holdfast/poison"
 	"holdfast/queue"
-	"holdfast/queue/history"
 	"holdfast/scan"
 )
 
@@ -57,7 +57,7 @@ func (g *Gateway) heard(l listed) {
 	p.due = now.Add(g.Settings.Poll)
 	g.total = max(g.total, g.doneCount()+l.res.Messages)
 	if l.err != nil && !errors.Is(l.err, context.Canceled) {
-		g.Report(problem("list", fmt.Errorf("list queue %s: %w", p.q.Name(), l.err)))
+		g.Report(problem("queue not listed", fmt.Errorf("list queue %s: %w", p.q.Name(), l.err)))
 		return
 	}
 	g.mu.Lock()
@@ -69,13 +69,21 @@ func (g *Gateway) heard(l listed) {
 	}
 	g.mu.Unlock()
 	if changed {
-		f := Fields{"queue": p.q.Name()}
-		for why, n := range l.res.Skipped {
-			f[why] = n
-		}
-		g.Report(Event{Name: EventLeftAlone, Fields: f})
+		g.Report(Event{Name: EventLeftAlone, Fields: Fields{"queue": p.q.Name(), "what": counted(l.res.Skipped)}})
 	}
 	g.alarm(p, now)
+}
+
+// counted is "2 of this, 1 of that".
+func counted(of map[string]int) string {
+	var parts []string
+	for what, n := range of {
+		if n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, what))
+		}
+	}
+	sort.Strings(parts)
+	return strings.Join(parts, ", ")
 }
 
 func (g *Gateway) doneCount() int {
@@ -116,7 +124,7 @@ func (g *Gateway) retry(queueName, name string) int {
 			continue
 		}
 		if err := g.Ledger.Return(w.ID.Key()); err != nil {
-			g.Report(problem("ledger", err))
+			g.Report(problem("ledger not written", err))
 			continue
 		}
 		g.backoff.forget(w.ID)
@@ -152,32 +160,57 @@ func (g *Gateway) exclusive() bool {
 func (g *Gateway) stamp(step string, m *message) { g.recorderStamp(step, string(m.key)) }
 
 func (g *Gateway) recorderStamp(step, item string) {
+	g.stamped = true
 	if err := g.Recorder.Stamp(step, item); err != nil {
-		g.Report(problem("recorder", err))
+		g.Report(problem("flight recorder not written", err))
 	}
 }
 
+// unstamp says that nothing dangerous is being done: every way out of a step
+// comes by here, or the next life takes our orderly end for a death.
 func (g *Gateway) unstamp() {
+	if !g.stamped {
+		return
+	}
+	g.stamped = false
 	if err := g.Recorder.Clear(); err != nil {
-		g.Report(problem("recorder", err))
+		g.Report(problem("flight recorder not written", err))
 	}
 }
+
+// patience is how many looks a message that is busy, or being written, is
+// given before the log speaks of it: most are well at the next one.
+const patience = 3
 
 // cannot books that a step failed for one message: it is left as it is and
 // tried again later. The log gets one line until the reason changes.
 func (g *Gateway) cannot(id queue.ID, step string, err error) {
 	if errors.Is(err, queue.ErrGone) {
 		g.backoff.forget(id)
-		return // delivered, moved or removed by somebody else: their right
+		if step != "lock" { // delivered, moved or removed by somebody else while we held it
+			g.Report(Event{Name: EventGone, ID: id, Err: err, Fields: Fields{"step": step}})
+		}
+		return
+	}
+	if errors.Is(err, context.Canceled) {
+		g.backoff.forget(id) // we are stopping: that is no failure of the message's
+		return
 	}
 	why := step + ": " + err.Error()
 	was, known := g.backoff.last(id)
 	w := g.backoff.delay(id, g.Now(), why)
-	if known && was == why {
+	e := Event{Name: EventSkipped, ID: id, Err: err, Fields: Fields{"step": step, "next_try": w.Until.Format(time.RFC3339)}}
+	if step == "commit" {
+		e.Name = EventCommitFailed
+		delete(e.Fields, "step")
+	}
+	switch passing := errors.Is(err, queue.ErrBusy) || errors.Is(err, queue.ErrIncomplete); {
+	case passing && w.Tries != patience:
+		e.Quiet = true
+	case !passing && known && was == why:
 		return
 	}
-	quiet := errors.Is(err, queue.ErrBusy) || errors.Is(err, queue.ErrIncomplete)
-	g.Report(Event{Name: EventSkipped, ID: id, Err: err, Quiet: quiet && w.Tries < 3, Fields: Fields{"step": step, "next_try": w.Until.Format(time.RFC3339)}})
+	g.Report(e)
 }
 
 // putBack unlocks a claimed message untouched; it will be claimed again.
@@ -195,6 +228,7 @@ func (g *Gateway) putBack(m *message, why string) {
 // drop lets go of a message: lock, descriptors, and with the next Begin its
 // row in the ledger.
 func (g *Gateway) drop(m *message) {
+	g.unstamp()
 	m.claim.Close()
 	if m.render != nil {
 		m.render.Close()
@@ -218,7 +252,7 @@ func (g *Gateway) leave(m *message) {
 	until := g.Now().Add(forever)
 	why := heldWhy(m.verdict)
 	if g.Settings.DryRun {
-		why = "dry run"
+		why = whyDryRun
 	} else {
 		g.setAside(m.id(), m.claim.Stats(), why)
 	}
@@ -238,27 +272,12 @@ func (g *Gateway) plan(m *message) queue.Plan {
 		}
 		group = queue.Group{Disposition: queue.Quarantine, Item: text}
 	}
-	return queue.Plan{Claim: m.claim, Groups: []queue.Group{group}}
+	return queue.Plan{Claim: m.claim, Groups: faultPlan(m, []queue.Group{group})}
 }
 
 // released says that the outcome's ids are the MTA's.
 func (g *Gateway) released(m *message, out queue.Outcome) bool {
 	return len(out.NewIDs) > 0 && (m.verdict.Disposition != scan.Quarantine || g.Settings.Monitor)
-}
-
-// decided is what the journal knows of a decision: enough to sweep up after
-// a crash between the release and the removal of what is left.
-type decided struct {
-	Disposition string      `json:"disposition"`
-	Stats       queue.Stats `json:"stats"`
-}
-
-func decision(m *message) []byte {
-	text, err := json.Marshal(decided{Disposition: string(m.verdict.Disposition), Stats: m.claim.Stats()})
-	if err != nil {
-		return nil
-	}
-	return text
 }
 
 // convict gives a message that killed its worker, or that no worker can
@@ -275,56 +294,11 @@ func (g *Gateway) convict(key poison.Key, deaths []poison.Death, killed bool) {
 	if killed {
 		name = EventConvicted
 		if err := g.Ledger.Convict(conviction(m, g.Now())); err != nil {
-			g.Report(problem("ledger", err))
+			g.Report(problem("ledger not written", err))
 		}
 	}
 	g.Report(Event{Name: name, ID: m.id(), Fields: Fields{"deaths": summaries(deaths)}})
 	g.commit(context.Background(), []*message{m})
-}
-
-// record writes the trail and the log line of a settled message.
-func (g *Gateway) record(ctx context.Context, m *message, out queue.Outcome) {
-	now := g.Now()
-	rec := history.Record{
-		Time: now, Queue: m.id().Queue, Dir: m.id().Dir, ID: m.id().Name, NewIDs: out.NewIDs,
-		T: m.env.Arrived.Unix(), From: m.env.Sender, Recipients: len(m.env.Recipients), Size: m.size,
-		ClientAddr: m.env.ClientAddr, Verdict: string(m.verdict.Disposition), Stages: m.stages, Note: m.note,
-	}
-	if m.verdict.Disposition == "" {
-		rec.Verdict = m.note
-	}
-	for i := range min(len(m.env.Recipients), history.MaxAddresses) {
-		rec.Addresses = append(rec.Addresses, m.env.Recipients[i].Address)
-	}
-	for _, r := range m.verdict.Reasons {
-		rec.Reasons = append(rec.Reasons, history.Reason{Rule: r.Rule, Text: r.Text, Part: r.Part, Source: r.Source})
-	}
-	if m.report != nil {
-		rec.MessageID = m.report.MessageID
-	}
-	if g.Settings.Monitor {
-		rec.Note = join(rec.Note, "monitor: released")
-	}
-	if g.Settings.DryRun {
-		rec.Note = join(rec.Note, "dry run: left in the queue")
-	}
-	g.mu.Lock()
-	g.counts[rec.Verdict]++
-	g.mu.Unlock()
-	g.Report(Event{Name: EventMessage, ID: m.id(), Record: &rec})
-	if g.Progress != nil {
-		g.Progress(g.doneCount(), g.total)
-	}
-	if err := g.History.Append(ctx, []history.Record{rec}); err != nil {
-		g.Report(problem("history", err))
-	}
-}
-
-func join(a, b string) string {
-	if a == "" {
-		return b
-	}
-	return a + "; " + b
 }
 
 // kick asks the MTA to deliver what was released. A failed kick costs time
@@ -333,7 +307,7 @@ func (g *Gateway) kick(ctx context.Context) {
 	for q, names := range g.kicks {
 		delete(g.kicks, q)
 		if err := q.Kick(context.WithoutCancel(ctx), names); err != nil {
-			g.Report(problem("kick", fmt.Errorf("kick %d messages of queue %s: %w", len(names), q.Name(), err)))
+			g.Report(problem("MTA not told of released mail", fmt.Errorf("kick %d messages of queue %s: %w", len(names), q.Name(), err)))
 		}
 	}
 }
@@ -343,6 +317,10 @@ func (g *Gateway) startRun(ctx context.Context, r poison.Run) {
 	job := Job{More: r.More}
 	for _, k := range r.Keys {
 		m := g.messages[k]
+		if m.started.IsZero() {
+			m.started = g.Now()
+			m.took("wait", m.started.Sub(m.began))
+		}
 		job.Messages = append(job.Messages, Input{File: m.render, Size: m.size})
 	}
 	keys := r.Keys
@@ -368,7 +346,7 @@ func (g *Gateway) startCanary(ctx context.Context, c poison.RunCanary) {
 	r := &run{Run: poison.Run{ID: c.ID, Lane: poison.Isolation}, canary: &c}
 	f, err := g.Runner.Canary(size, parts)
 	if err != nil {
-		g.Report(problem("canary", err))
+		g.Report(problem("test message not made", err))
 		g.running[c.ID] = r
 		g.results <- runResult{id: c.ID, res: Result{Death: &poison.Death{Class: poison.ClassResource, Signature: "canary: " + err.Error()}}}
 		return
@@ -436,9 +414,9 @@ func (g *Gateway) lastResult(ctx context.Context, rr runResult) {
 	g.decide(ctx, passed)
 }
 
+// summary is what this life did.
 func (g *Gateway) summary(start time.Time) Summary {
-	now := g.Now()
-	s := Summary{Counts: map[string]int64{}, Took: now.Sub(start), Blocked: g.breaker + g.lowSpace + g.holdsUnread}
+	s := Summary{Counts: map[string]int64{}, Took: g.Now().Sub(start), Blocked: g.breaker + g.lowSpace + g.holdsUnread, Alone: map[string]string{}}
 	if g.paused {
 		s.Blocked = "paused"
 	}
@@ -447,15 +425,47 @@ func (g *Gateway) summary(start time.Time) Summary {
 		s.Counts[k] = n
 	}
 	g.mu.Unlock()
-	for _, w := range g.backoff.waiting(now) {
-		if g.Settings.DryRun && w.Why == "dry run" {
-			continue
-		}
-		s.Left = append(s.Left, Left{ID: w.ID, Why: w.Why})
-	}
-	sort.Slice(s.Left, func(i, j int) bool { return s.Left[i].ID.Key() < s.Left[j].ID.Key() })
 	return s
 }
+
+// remains looks into the directories once more: what is there is left, whether
+// we ever looked at it or not. A message with a reason is named before others.
+func (g *Gateway) remains(ctx context.Context, s *Summary) {
+	why := map[string]string{}
+	for _, w := range g.backoff.waiting(g.Now()) {
+		why[w.ID.Key()] = w.Why
+	}
+	var others []Left
+	for _, q := range g.Queues {
+		res, err := q.List(ctx, func(e queue.Entry) bool {
+			s.Waiting++
+			switch reason, ok := why[e.ID.Key()]; {
+			case ok && reason == whyDryRun:
+				s.Judged++
+			case ok && len(s.Left) < maxNamed:
+				s.Left = append(s.Left, Left{e.ID, reason})
+			case len(others) < maxNamed:
+				others = append(others, Left{e.ID, "not looked at yet"})
+			}
+			return true
+		})
+		if err != nil {
+			g.Report(problem("queue not listed", fmt.Errorf("list queue %s: %w", q.Name(), err)))
+		}
+		if text := counted(res.Skipped); text != "" {
+			s.Alone[q.Name()] = text
+		}
+	}
+	for _, all := range [][]Left{s.Left, others} {
+		sort.Slice(all, func(i, j int) bool { return all[i].ID.Key() < all[j].ID.Key() })
+	}
+	s.Left = append(s.Left, others[:min(len(others), maxNamed-len(s.Left))]...)
+}
+
+const (
+	maxNamed  = 20 // messages that a summary names
+	whyDryRun = "dry run"
+)
 
 // setBreaker opens or closes the breaker: while it is open no mail is taken.
 func (g *Gateway) setBreaker(b poison.Breaker) {
@@ -465,7 +475,16 @@ func (g *Gateway) setBreaker(b poison.Breaker) {
 	if g.breaker = ""; b.Open {
 		g.breaker = b.Why
 	}
-	g.Report(Event{Name: EventBreaker, Fields: Fields{"open": b.Open, "why": b.Why}})
+	g.reportFlow(g.breaker)
+}
+
+// reportFlow says that mail is no longer taken, and why, or that it is again.
+func (g *Gateway) reportFlow(why string) {
+	if why == "" {
+		g.Report(Event{Name: EventOpened})
+		return
+	}
+	g.Report(Event{Name: EventClosed, Fields: Fields{"why": why}})
 }
 
 func (g *Gateway) lookAtPause() {
@@ -476,7 +495,11 @@ func (g *Gateway) lookAtPause() {
 	}
 	if paused != g.paused {
 		g.paused = paused
-		g.Report(Event{Name: EventPause, Fields: Fields{"paused": paused}})
+		name := EventResumed
+		if paused {
+			name = EventPaused
+		}
+		g.Report(Event{Name: name})
 	}
 }
 
@@ -491,14 +514,22 @@ func (g *Gateway) lookAtSpace() {
 			break
 		}
 		if free := st.Bavail * uint64(st.Bsize); free < g.Settings.MinFree {
-			low = fmt.Sprintf("%s has %d MB free, less than min_free", dir, free/1_000_000)
+			low = fmt.Sprintf("%s has %s free, less than min_free (%s)", dir, amount(free), amount(g.Settings.MinFree))
 			break
 		}
 	}
 	if (low == "") != (g.lowSpace == "") {
-		g.Report(Event{Name: EventBreaker, Fields: Fields{"open": low != "", "why": low}})
+		g.reportFlow(low)
 	}
 	g.lowSpace = low
+}
+
+// amount is a number of bytes as a person says it.
+func amount(n uint64) string {
+	if n >= 1e9 {
+		return fmt.Sprintf("%.1f GB", float64(n)/1e9)
+	}
+	return fmt.Sprintf("%.0f MB", float64(n)/1e6)
 }
 
 func summaries(deaths []poison.Death) []string {

@@ -27,12 +27,16 @@ type Options struct {
 	Most       time.Duration
 	Settled    time.Duration // a life of this length resets the delay
 	Died       func(how string, again time.Duration)
+	Stopped    func(os.Signal) int // the exit code when it is stopped while no supervisor runs; nil: 0
+
+	began time.Time
 }
 
 // Environment variables by which the supervisor knows its keeper.
 const (
 	byeFD    = "HOLDFAST_KEEPER_FD" // descriptor on which an orderly end is announced
 	lastLife = "HOLDFAST_LAST_DEATH"
+	began    = "HOLDFAST_BEGAN" // unix nanoseconds
 )
 
 // Bye announces an orderly end with an exit code. Without it any end, even
@@ -52,6 +56,13 @@ func Bye(code int) error {
 // LastDeath is how the previous life ended, "" if this is the first.
 func LastDeath() string { return os.Getenv(lastLife) }
 
+// Began is when the keeper started its first supervisor; died says that this is
+// not the first.
+func Began() (at time.Time, died bool) {
+	n, err := strconv.ParseInt(os.Getenv(began), 10, 64)
+	return time.Unix(0, n), err == nil && LastDeath() != ""
+}
+
 // Run keeps the supervisor running until it ends in an orderly way, and
 // returns its exit code. SIGTERM, SIGINT and SIGHUP are passed on; after one
 // that ends it, it is not started again.
@@ -62,6 +73,7 @@ func Run(ctx context.Context, o Options) (int, error) {
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(signals)
 	delay, last, stopping := o.First, "", false
+	o.began = time.Now()
 	for {
 		start := time.Now()
 		code, how, err := life(ctx, o, last, signals, &stopping)
@@ -83,11 +95,18 @@ func Run(ctx context.Context, o Options) (int, error) {
 		case <-time.After(delay):
 		case s := <-signals:
 			if s != unix.SIGHUP {
-				return 0, nil
+				return o.stopped(s), nil
 			}
 		}
 		delay = min(2*delay, o.Most)
 	}
+}
+
+func (o Options) stopped(s os.Signal) int {
+	if o.Stopped == nil {
+		return 0
+	}
+	return o.Stopped(s)
 }
 
 // life runs the supervisor once. how is "" if it ended in order.
@@ -101,7 +120,7 @@ func life(_ context.Context, o Options, last string, signals <-chan os.Signal, s
 	cmd.Args[0] = o.Name
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, o.Stdout, o.Stderr
 	cmd.ExtraFiles = []*os.File{w}
-	cmd.Env = append(os.Environ(), byeFD+"=3", lastLife+"="+last)
+	cmd.Env = append(os.Environ(), byeFD+"=3", lastLife+"="+last, began+"="+strconv.FormatInt(o.began.UnixNano(), 10))
 	// In its own group a signal from the terminal comes once, through us; and
 	// without us it stops in an orderly way.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
