@@ -167,12 +167,12 @@ func changes(how string, m Modify) []path {
 		}},
 		{name: how + " split", modify: m, plan: func(s string) ([]queue.Group, []expect) {
 			return []queue.Group{
-					{Recipients: []int{0}, Disposition: queue.Release},
-					{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
-					{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
-				}, []expect{
-					{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, newBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
-				}
+				{Recipients: []int{0}, Disposition: queue.Release},
+				{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
+				{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
+			}, []expect{
+				{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, newBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
+			}
 		}},
 	}
 }
@@ -617,6 +617,42 @@ func TestTortureJournalLost(t *testing.T) {
 			}
 		}
 		report(t, points, p, fmt.Sprintf("killed, journal lost; %d recipients got a duplicate", duplicates))
+	}
+}
+
+// TestTortureLateCopy: what was on its way to the listener when we died is
+// accepted after our restart, when its original has long been settled.
+func TestTortureLateCopy(t *testing.T) {
+	inMemory(t)
+	for _, p := range paths {
+		if p.modify != ByReinjection {
+			continue
+		}
+		points := 0
+		for _, l := range layouts {
+			for at := range count(t, p, l) {
+				w := newWorld(t, l)
+				w.fill(p)
+				w.late = true
+				hook := &fault.Crash{At: at}
+				q, _ := w.open(hook)
+				listener := w.holder
+				ledger, _ := w.commit(q, p)
+				point := fmt.Sprintf("%s, %s, killed before %q", p.name, l.name, hook.Name)
+				for range 2 {
+					if err := w.recover(p, ledger); err != nil {
+						t.Fatalf("%s: recovery: %v", point, err)
+					}
+					points += len(listener.pending)
+					listener.finish()
+				}
+				w.settled(point)
+			}
+		}
+		if points == 0 {
+			t.Errorf("%s: no copy was late", p.name)
+		}
+		report(t, points, p, "a copy that comes late")
 	}
 }
 
