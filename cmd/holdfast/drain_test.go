@@ -230,7 +230,7 @@ func TestADeathBeforeTheLogLine(t *testing.T) {
 		}
 	}
 	for i, want := range map[int][]string{
-		12: {"verdict     quarantine", "EICAR test file found, part 2", "decided before a crash", "became      2", "from        <sender12@example.com>", "to          bob@example.net"},
+		12: {"verdict     quarantine", "EICAR test file found, part 2", "decided before a crash", "became      quarantine item 2", "from        <sender12@example.com>", "to          bob@example.net"},
 		20: {"verdict     release", "decided before a crash", "became      " + ms[20].ID},
 	} {
 		_, out, errs := s.run(normal, "explain", ms[i].ID)
