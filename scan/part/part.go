@@ -451,7 +451,7 @@ func token(s string) string {
 var encodingWord = regexp.MustCompile(`[a-z0-9-]+`)
 
 // encoding is the transfer encoding by its first word. Fields that contradict
-// each other, and encodings that are not known, leave open what a client shows.
+// each other leave open what a client shows.
 func (w *walker) encoding(h textproto.Header) string {
 	first := ""
 	for i, v := range h.Values("Content-Transfer-Encoding") {
@@ -462,13 +462,15 @@ func (w *walker) encoding(h textproto.Header) string {
 			w.incomplete("transfer encodings that contradict each other")
 		}
 	}
-	switch first {
-	case "", "7bit", "8bit", "binary", "base64", "quoted-printable":
-	default:
-		w.incomplete("a transfer encoding that is not known: " + clip(first))
+	if first != "base64" && first != "quoted-printable" && decodedBySome.MatchString(first) {
+		w.incomplete("a transfer encoding that is not decoded here: " + clip(first))
 	}
 	return first
 }
+
+// decodedBySome are encodings that clients know beside the standard's. Of any
+// other the bytes are shown as they are (RFC 2045, 6.4), and looked at so.
+var decodedBySome = regexp.MustCompile(`uu|binhex|yenc|base64|quoted`)
 
 func fileName(h textproto.Header, params map[string]string) string {
 	if _, p, err := mime.ParseMediaType(h.Get("Content-Disposition")); err == nil && p["filename"] != "" {

@@ -95,6 +95,63 @@ type all struct{ w io.Writer }
 func (a all) Begin(scan.Part) io.Writer { return a.w }
 func (a all) End(scan.Part)             {}
 
+// What clients read in different ways is found, or said to be not fully
+// inspected: it is never taken for clean. What they all read alike is.
+func TestHiddenPartsAreNeverClean(t *testing.T) {
+	eicar := `X5O!P%@AP[4\PZX54(P^)7CC)7}$` + "EICAR-STANDARD-" + "ANTIVIRUS-TEST-FILE!$H+H*"
+	coded := base64.StdEncoding.EncodeToString([]byte(eicar))
+	part := "Content-Type: application/octet-stream\nContent-Transfer-Encoding: base64\n\n" + coded + "\n"
+	in := func(kind, boundary, part string) string {
+		return "Subject: x\nContent-Type: " + kind + "\n\n--" + boundary + "\n" + part + "--" + boundary + "--\n"
+	}
+	inner := in("multipart/mixed; boundary=in", "in", part)
+	for name, message := range map[string]string{
+		"digest":                   in("multipart/digest; boundary=b", "b", "\n"+inner),
+		"message/news":             in("multipart/mixed; boundary=b", "b", "Content-Type: message/news\n\n"+inner),
+		"type with a comment":      in("multipart/mixed; boundary=b", "b", "Content-Type: message/rfc822 (x)\n\n"+inner),
+		"encoded message":          in("multipart/mixed; boundary=b", "b", "Content-Type: message/global\nContent-Transfer-Encoding: base64\n\n"+base64.StdEncoding.EncodeToString([]byte(inner))+"\n"),
+		"fragment":                 "Content-Type: message/partial; number=1; total=1; id=x\n\n" + inner,
+		"no blank line":            in("multipart/mixed; boundary=b", "b", strings.Replace(part, "\n\n", "\n", 1)),
+		"decoy before boundary":    in("multipart/mixed; xboundary=foo; boundary=bar; q=1; q=2", "bar", part),
+		"boundary in pieces":       in("multipart/mixed; boundary*0=ba; boundary*1=r; q=1; q=2", "bar", part),
+		"boundary with comment":    in("multipart/mixed; boundary=bar(comment)", "bar", part),
+		"comment with boundary":    in("multipart/mixed; (boundary=foo) x=1; boundary=bar", "bar", part),
+		"quoted decoy":             in(`multipart/mixed; a="boundary=foo"; boundary=bar; q=1; q=2`, "bar", part),
+		"no boundary":              in("multipart/mixed", "b", part),
+		"encoded multipart":        "Content-Type: multipart/mixed; boundary=in\nContent-Transfer-Encoding: base64\n\n" + base64.StdEncoding.EncodeToString([]byte("--in\n"+part+"--in--\n")),
+		"encoding with a comma":    in("multipart/mixed; boundary=b", "b", strings.Replace(part, ": base64", ": base64,", 1)),
+		"encoding after a comment": in("multipart/mixed; boundary=b", "b", strings.Replace(part, ": base64", ": (x) base64", 1)),
+		"two encodings":            in("multipart/mixed; boundary=b", "b", "Content-Transfer-Encoding: 7bit\n"+part),
+		"uuencode":                 in("multipart/mixed; boundary=b", "b", strings.Replace(part, ": base64", ": x-uuencode", 1)),
+		"padding within a group":   in("multipart/mixed; boundary=b", "b", strings.Replace(part, coded, coded[:5]+"="+coded[5:], 1)),
+		"bare CR in a header":      in("multipart/mixed; boundary=b", "b", "Content-Type: text/plain\rContent-Transfer-Encoding: base64\n\n"+coded+"\n"),
+		"bare CR as line ends":     "Content-Type: multipart/mixed; boundary=b\n\nx" + strings.ReplaceAll("\n--b\n"+part+"--b--\n", "\n", "\r"),
+		"spaces in the type":       in("multipart / mixed; boundary=b", "b", part),
+		"UTF-16":                   "\n" + strings.Join(strings.Split(eicar, ""), "\x00"),
+	} {
+		m := &signature.Matcher{}
+		sum, err := Walk(strings.NewReader(message), wide, all{m})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(m.Found())+len(sum.Incomplete) == 0 {
+			t.Errorf("%s is clean", name)
+		}
+	}
+	for name, message := range map[string]string{
+		"an encoding that nobody knows": "Content-Transfer-Encoding: amazonses.com\n\nhello\n",
+		"a line that is no field":       "Subject: x\nthis is no field\nTo: y\n\nhello\n",
+		"a bare CR in the text":         multi + "--b\n\na\rb\n--b--\n",
+		"a comment":                     "Content-Type: text/plain (really; \\) it is); charset=utf-8\n\nhello\n",
+		"a delivery report":             multi + "--b\nContent-Type: message/delivery-status\n\nReporting-MTA: dns; x\n\nFinal-Recipient: rfc822; y\n--b--\n",
+		"the same encoding twice":       "Content-Transfer-Encoding: base64\nContent-Transfer-Encoding: BASE64\n\naGVsbG8=\n",
+	} {
+		if _, sum := walk(t, message, wide); len(sum.Incomplete) > 0 {
+			t.Errorf("%s: %q", name, sum.Incomplete)
+		}
+	}
+}
+
 func TestEachLimitIsSaidByItsName(t *testing.T) {
 	nested := strings.Repeat("Content-Type: message/rfc822\n\n", 50) + "\nx\n"
 	many := multi + strings.Repeat("--b\n\nx\n", 50)
