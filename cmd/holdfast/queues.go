@@ -20,6 +20,8 @@ import (
 type mtaQueue interface {
 	queue.Queue
 	HoldDirs() error
+	// Passable says why no mail could get through, if its directories show it.
+	Passable() error
 	Close()
 }
 

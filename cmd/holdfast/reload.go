@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -39,8 +38,8 @@ func (s *supervisor) workable(ctx context.Context, c *conf.Config) error {
 	if err != nil {
 		return err
 	}
-	for i, q := range queues {
-		if err := passable(q, &c.Queues[i]); err != nil {
+	for _, q := range queues {
+		if err := q.Passable(); err != nil {
 			return fmt.Errorf("queue %s: %w", q.Name(), err)
 		}
 	}
@@ -56,18 +55,6 @@ func (s *supervisor) workable(ctx context.Context, c *conf.Config) error {
 		return nil
 	}
 	return s.stateReady(c)
-}
-
-// passable says whether mail could get through a queue.
-func passable(q mtaQueue, c *conf.Queue) error {
-	if c.Type == conf.Postfix {
-		_, err := os.Stat(filepath.Join(c.Dir, "hold"))
-		return err
-	}
-	if q, ok := q.(interface{ Passable() error }); ok {
-		return q.Passable()
-	}
-	return nil
 }
 
 // stateReady makes the directories of a configuration, and sees that they can

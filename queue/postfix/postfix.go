@@ -144,6 +144,26 @@ func (q *Queue) path(queueName, id string) string { return filepath.Join(q.in(qu
 // daemons never work on it. It names who holds it.
 func (q *Queue) HoldDirs() error { return q.dirs.Hold(filepath.Join(q.Dir, holdDir)) }
 
+// Passable says why no mail could get through: a directory that is missing, or
+// on another file system than hold, since mail is released by renaming it.
+func (q *Queue) Passable() error {
+	var dev uint64
+	for _, name := range []string{holdDir, incomingDir, "active", "deferred"} {
+		var st unix.Stat_t
+		path := filepath.Join(q.Dir, name)
+		if err := unix.Stat(path, &st); err != nil {
+			return &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		if name == holdDir {
+			dev = st.Dev
+		}
+		if st.Dev != dev {
+			return fmt.Errorf("%s is on another file system than hold", path)
+		}
+	}
+	return nil
+}
+
 // Close lets go of it, and forgets in the journal what is settled.
 func (q *Queue) Close() {
 	if err := q.save(nil); err != nil {
