@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -11,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -181,6 +181,9 @@ func TestStoppedInTheMiddle(t *testing.T) {
 		if err := cmd.Wait(); err != nil {
 			t.Fatalf("an orderly stop ends with %v", err)
 		}
+		if n := s.rowsInWork(); n != 0 {
+			t.Errorf("%d rows are left in the ledger after an orderly stop", n)
+		}
 	}
 	if code, out, errs := s.run(normal, "run", "--drain"); code != 0 {
 		t.Fatalf("exit %d\n%s%s", code, out, errs)
@@ -213,82 +216,96 @@ func TestKilledInTheMiddle(t *testing.T) {
 	s.account(map[int]bool{33: true}, nil)
 }
 
-// TestKilledAtSystemCalls: strace kills the real program at its n-th rename,
-// link, unlink, fsync, fdatasync and pwrite64, n = 1, 2, … .
-func TestKilledAtSystemCalls(t *testing.T) {
-	for _, call := range []string{"renameat2", "linkat", "unlink", "fsync", "fdatasync", "pwrite64"} {
-		t.Run(call, func(t *testing.T) {
-			t.Parallel()
-			for n := 1; n <= 12; n++ {
-				s := newSite(t, sample.Demo(8, 3, -1), "log: {level: error}\nbatch: {messages: 3}\nworkers: 1\n")
-				told := s.tellsFile()
-				cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace="+call,
-					"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", call, n), normal, superviseName, "--drain", "-c", s.config)
-				out, err := cmd.CombinedOutput()
-				code, sum, errs := s.run(normal, "run", "--drain")
-				if code != 0 {
-					t.Fatalf("killed at %s %d (%v, %.300s): then exit %d\n%s%s", call, n, err, out, code, sum, errs)
-				}
-				s.account(map[int]bool{3: true}, nil)
-				if text, terr := os.ReadFile(told); terr != nil || !strings.Contains(string(text), s.messages[3].ID) {
-					t.Errorf("killed at %s %d: nobody was told of the quarantined message: %q", call, n, text)
-				}
-				left, gerr := filepath.Glob(s.in + "/*")
-				if gerr != nil || len(left) > 0 {
-					t.Errorf("killed at %s %d: left %v", call, n, left)
-				}
-				if err == nil {
-					break // it came through: there are no more such calls
-				}
-			}
-		})
-	}
-}
-
-// TestTheLedgerIsDeletedOrCutMeanwhile costs a new scan, and no mail.
-func TestTheLedgerIsDeletedOrCutMeanwhile(t *testing.T) {
-	for _, size := range []int64{-1, 0, 1, 4096, 10_000} {
-		s := newSite(t, sample.Demo(30, 3, -1), "log: {level: error}\nbatch: {messages: 4}\nworkers: 1\n")
-		cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=renameat2", "-e", "inject=renameat2:signal=KILL:when=6", normal, superviseName, "--drain", "-c", s.config)
-		if err := cmd.Run(); err == nil {
-			t.Fatal("it was not killed")
-		}
-		path := s.dir + "/state/ledger.db"
-		err := os.Remove(path)
-		if size >= 0 {
-			err = os.WriteFile(path, make([]byte, size), 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if code, out, errs := s.run(normal, "run", "--drain"); code != 0 {
-			t.Fatalf("size %d: exit %d\n%s%s", size, code, out, errs)
-		}
-		s.account(map[int]bool{3: true}, nil)
-	}
-}
-
-// TestOneLogLinePerMessage: events, not prose, in text and in JSON.
+// TestOneLogLinePerMessage: events, not prose. Every field of every line is
+// what the message says, in JSON and in text.
 func TestOneLogLinePerMessage(t *testing.T) {
-	for format, want := range map[string]string{"text": "msg=message", "json": `"msg":"message"`} {
-		s := newSite(t, sample.Demo(30, 3, -1), "log: {format: "+format+"}\n")
-		_, _, errs := s.run(normal, "run", "--drain")
-		n := 0
-		in := bufio.NewScanner(strings.NewReader(errs))
-		for in.Scan() {
-			if strings.Contains(in.Text(), want) {
-				n++
-				for _, field := range []string{"id", "new_id", "message_id", "from", "recipients", "size", "client", "verdict", "ms_render", "ms_wait", "ms_parse", "ms_commit", "ms_total"} {
-					if !strings.Contains(in.Text(), field) {
-						t.Errorf("%s: no %s in %s", format, field, in.Text())
-					}
+	for _, format := range []string{"json", "text"} {
+		ms := sample.Demo(30, 3, -1)
+		ms[5].To = []string{"one@example.net", "two@example.net", "three@example.net"}
+		ms[6].From = ""
+		ms[7].From = "line\x1bend@example.com"
+		s := newSite(t, ms, "log: {format: "+format+"}\n")
+		start := time.Now().Add(-2 * time.Second) // text has whole seconds
+		code, out, errs := s.run(normal, "run", "--drain")
+		if code != 0 {
+			t.Fatalf("exit %d\n%s%s", code, out, errs)
+		}
+		lines := map[string]map[string]any{}
+		if format == "json" {
+			lines = settledLines(t, errs)
+		} else {
+			lines = textLines(t, errs)
+		}
+		if len(lines) != len(ms) {
+			t.Errorf("%s: lines about %d of %d messages", format, len(lines), len(ms))
+		}
+		items := map[string]string{}
+		for _, r := range s.itemRows() {
+			items[r.ID] = r.Item
+		}
+		for i, m := range ms {
+			line := lines[m.ID]
+			want := map[string]any{
+				"msg": "message", "level": "info", "queue": "mta", "id": m.ID, "new_id": m.ID, "verdict": "release", "from": m.From,
+				"recipients": float64(len(m.To)), "message_id": fmt.Sprintf("<sample%d@example.com>", i), "client": "192.0.2.1",
+				"size": float64(len(m.Header) + len("Return-Path: \n") + len(m.Body)), "reasons": nil,
+			}
+			switch i {
+			case 3:
+				want["verdict"], want["new_id"] = "quarantine", items[m.ID]
+				want["reasons"] = "signature/eicar: EICAR test file found (default)"
+			case 7:
+				want["from"] = `line\x1bend@example.com`
+			}
+			for field, v := range want {
+				if got := line[field]; got != v {
+					t.Errorf("%s, message %d: %s is %v, want %v", format, i, field, got, v)
+				}
+			}
+			at, err := time.Parse(time.RFC3339Nano, fmt.Sprint(line["time"]))
+			if err != nil || at.Before(start) || at.After(time.Now()) {
+				t.Errorf("%s, message %d: time %v, %v", format, i, line["time"], err)
+			}
+			for _, stage := range []string{"ms_render", "ms_wait", "ms_parse", "ms_part", "ms_signature", "ms_commit", "ms_total"} {
+				if ms, ok := line[stage].(float64); !ok || ms < 0 || ms > time.Since(start).Seconds()*1000 {
+					t.Errorf("%s, message %d: %s is %v", format, i, stage, line[stage])
 				}
 			}
 		}
-		if n != 30 {
-			t.Errorf("%s: %d lines about 30 messages", format, n)
-		}
 	}
+}
+
+var textField = regexp.MustCompile(`([a-z_]+)=("(?:[^"\\]|\\.)*"|\S*)`)
+
+// textLines are the lines about messages of a log in text, by queue id.
+func textLines(t *testing.T, text string) map[string]map[string]any {
+	t.Helper()
+	out := map[string]map[string]any{}
+	for line := range strings.Lines(text) {
+		m := map[string]any{}
+		for _, f := range textField.FindAllStringSubmatch(line, -1) {
+			v := f[2]
+			if strings.HasPrefix(v, `"`) {
+				var err error
+				if v, err = strconv.Unquote(v); err != nil {
+					t.Fatalf("%v: %s in %s", err, f[2], line)
+				}
+			}
+			m[f[1]] = v
+			if n, err := strconv.ParseFloat(v, 64); err == nil {
+				m[f[1]] = n
+			}
+		}
+		if m["msg"] != "message" {
+			continue
+		}
+		id := fmt.Sprint(m["id"])
+		if out[id] != nil {
+			t.Errorf("two lines about %s", id)
+		}
+		out[id] = m
+	}
+	return out
 }
 
 // TestAReloadThatCannotWorkIsRefused: the old configuration stays, before the

@@ -90,16 +90,27 @@ func (s *site) run(bin string, args ...string) (code int, out, errs string) {
 // items are the quarantined messages by queue id, with the reasons.
 func (s *site) items() map[string]string {
 	s.t.Helper()
-	_, out, errs := s.run(normal, "quarantine", "list", "--json")
 	res := map[string]string{}
-	for line := range strings.Lines(out) {
-		var r itemRow
-		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			s.t.Fatalf("%v in %q (%s)", err, line, errs)
+	for _, r := range s.itemRows() {
+		if _, ok := res[r.ID]; ok {
+			s.t.Errorf("%s is in quarantine twice", r.ID)
 		}
 		res[r.ID] = strings.Join(r.Reasons, "; ")
 	}
 	return res
+}
+
+func (s *site) itemRows() (out []itemRow) {
+	s.t.Helper()
+	_, text, errs := s.run(normal, "quarantine", "list", "--json")
+	for line := range strings.Lines(text) {
+		var r itemRow
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			s.t.Fatalf("%v in %q (%s)", err, line, errs)
+		}
+		out = append(out, r)
+	}
+	return out
 }
 
 // account checks every message: in the given ones' place, or out unchanged.
@@ -138,6 +149,7 @@ func TestOneOfThirtyKillsItsWorker(t *testing.T) {
 		"segv@part": "SIGSEGV (crash) at part", "abort@parse": "SIGABRT (crash) at parse", "panic@signature": "(crash) at signature",
 		"stack@parse": "stack overflow", "spin@part": "cpu time exceeded (hang)", "oom@parse": "out of memory (memory)",
 		"exit@part": "exit status 3", "garbage@part": "protocol", "hang@part": "wall time exceeded", "flood@part": "protocol",
+		"token@part": "protocol", "sequence@part": "protocol", "bye@part": "protocol",
 	} {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
@@ -172,26 +184,39 @@ func TestOneFindingIsOneReason(t *testing.T) {
 }
 
 // TestHoldfastItselfDies: a planted panic in the control file parser, in the
-// decision and in the log line, each on 1 of 300: 299 leave by themselves.
+// decision or in the log line, on 1 of 300: 299 leave by themselves, without
+// systemd, and the one is left untouched and listed with the reason. The one
+// that kills the log line was released before it: it is out.
 func TestHoldfastItselfDies(t *testing.T) {
-	s := newSite(t, withFault(300, map[int]string{40: "panic@qf", 150: "panic@decide", 299: "panic@log"}), "log: {level: error}\n")
-	code, out, errs := s.run(faulty, "run", "--drain")
-	if code != exitPartly {
-		t.Fatalf("exit %d\n%s%s", code, out, errs)
-	}
-	// The one that kills the log line was released before it: it is out.
-	s.account(nil, map[int]bool{40: true, 150: true})
-	for _, i := range []int{40, 150} {
-		if !strings.Contains(out, s.messages[i].ID+": Holdfast itself died 2 times") {
-			t.Errorf("message %d is not listed with its reason:\n%s", i, out)
-		}
-	}
-	if !strings.Contains(out, ": release 298, left 2\n") {
-		t.Errorf("it does not count what the lives that died had done: %s", out)
-	}
-	// The next start leaves them alone, and says so.
-	if code, out, _ := s.run(faulty, "run", "--drain"); code != exitPartly || !strings.Contains(out, "left 2") {
-		t.Errorf("again: exit %d, %s", code, out)
+	const deadly = 150
+	for _, step := range []string{"qf", "decide", "log"} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t, withFault(300, map[int]string{deadly: "panic@" + step}), "log: {format: json}\n")
+			code, out, errs := s.run(faulty, "run", "--drain")
+			left, wantCode := map[int]bool{deadly: true}, exitPartly
+			if step == "log" {
+				left, wantCode = nil, 0
+			}
+			if code != wantCode {
+				t.Fatalf("exit %d, want %d\n%s%.3000s", code, wantCode, out, errs)
+			}
+			s.account(nil, left)
+			if !strings.Contains(errs, "planted fault") {
+				t.Errorf("it did not die of it:\n%.3000s", errs)
+			}
+			if step == "log" {
+				return
+			}
+			if !strings.Contains(out, s.messages[deadly].ID+": Holdfast itself died 2 times") {
+				t.Errorf("the message is not listed with its reason:\n%s", out)
+			}
+			// The next start leaves it alone, and says so.
+			if code, out, _ := s.run(faulty, "run", "--drain"); code != exitPartly || !strings.Contains(out, "left 1") {
+				t.Errorf("again: exit %d, %s", code, out)
+			}
+			s.account(nil, left)
+		})
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"sort"
 	"strings"
@@ -38,6 +39,17 @@ type Site interface {
 	Item(t *testing.T) queue.Item
 }
 
+// An OwnedSite is one whose MTA may run as any user, so that files we write
+// must belong to whom the original belonged to.
+type OwnedSite interface {
+	Site
+	// Own gives the files of a queued message an owner, a group and a mode.
+	Own(t *testing.T, id string, uid, gid int, mode os.FileMode)
+	// Owners describes the files on the outbound side, one each, as
+	// "uid:gid mode".
+	Owners(t *testing.T) []string
+}
+
 func letter(subject string, rcpts ...string) Message {
 	if len(rcpts) == 0 {
 		rcpts = []string{"b@example.net"}
@@ -56,6 +68,41 @@ func Run(t *testing.T, site func(t *testing.T) Site) {
 		"plans that are wrong": wrongPlans, "gone and busy": goneAndBusy,
 	} {
 		t.Run(name, func(t *testing.T) { part(t, site(t)) })
+	}
+	if _, ok := site(t).(OwnedSite); ok {
+		t.Run("owner and mode", func(t *testing.T) { owners(t, func() OwnedSite { return site(t).(OwnedSite) }) })
+	}
+}
+
+// owners: whatever way a message leaves, its files keep owner, group and mode.
+func owners(t *testing.T, site func() OwnedSite) {
+	edit := &queue.Edit{Header: []queue.HeaderEdit{{Op: queue.HeaderAdd, Name: "X-New", Value: "v"}}}
+	body := func() *queue.Edit { return &queue.Edit{Body: strings.NewReader("new\n")} }
+	for _, c := range []struct {
+		way    string
+		files  int
+		groups []queue.Group
+	}{
+		{"released", 2, []queue.Group{{Disposition: queue.Release}}},
+		{"with a header", 2, []queue.Group{{Disposition: queue.Release, Edit: edit}}},
+		{"with a new body", 2, []queue.Group{{Disposition: queue.Release, Edit: body()}}},
+		{"split", 4, []queue.Group{
+			{Recipients: []int{0}, Disposition: queue.Release}, {Recipients: []int{1}, Disposition: queue.Release, Edit: body()},
+		}},
+	} {
+		s := site()
+		id := s.Put(t, letter("o", "b@example.net", "c@example.net"))
+		s.Own(t, id, 12345, 23456, 0o640)
+		commit(t, s, one(claim(t, s)["o"], c.groups...))
+		got := s.Owners(t)
+		if len(got) != c.files {
+			t.Errorf("%s: %d files, want %d", c.way, len(got), c.files)
+		}
+		for _, o := range got {
+			if o != "12345:23456 0640" {
+				t.Errorf("%s: a file is of %s", c.way, o)
+			}
+		}
 	}
 }
 

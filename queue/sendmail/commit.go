@@ -63,6 +63,7 @@ func (q *Queue) Commit(ctx context.Context, plans []queue.Plan) []queue.Outcome 
 	for i, p := range plans {
 		jobs[i] = q.newJob(p)
 	}
+	q.plantedDecide(jobs)
 	q.phase(jobs, func(j *job) error { return q.prepare(ctx, j) })
 	q.sync(jobs, func(j *job) []string {
 		if j.kind == plain {
@@ -210,6 +211,9 @@ func (q *Queue) linkData(c *claim, out place, id string, linked *bool) error {
 
 // decide is the one atomic step of each plan.
 func (q *Queue) decide(j *job) error {
+	if j.decided {
+		return nil
+	}
 	path := j.in.control(j.entry.ID.Name)
 	if err := j.still(path); err != nil {
 		return err

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/queue"
 	"holdfast/queue/quarantine"
 	"holdfast/queue/queuetest"
@@ -158,4 +160,39 @@ func (s *site) Item(t *testing.T) queue.Item {
 	}
 	t.Cleanup(func() { it.Close() })
 	return it
+}
+
+// Own implements queuetest.OwnedSite. Foreign owners need root, as the
+// program does.
+func (s *site) Own(t *testing.T, id string, uid, gid int, mode os.FileMode) {
+	t.Helper()
+	p := at(s.in)
+	for _, path := range []string{p.data(id), p.control(id)} {
+		if err := os.Chown(path, uid, gid); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Owners implements queuetest.OwnedSite.
+func (s *site) Owners(t *testing.T) (out []string) {
+	t.Helper()
+	err := filepath.WalkDir(s.out, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return err
+		}
+		out = append(out, fmt.Sprintf("%d:%d %04o", st.Uid, st.Gid, st.Mode&0o7777))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }

@@ -269,6 +269,7 @@ func (q *Queue) publish(ctx context.Context, jobs []*job) {
 			return of(j)
 		}
 	}
+	q.plantedPublish(jobs)
 	q.phase(jobs, only(q.publishData))
 	q.sync(jobs, dirs(func(j *job) []string { return []string{j.out.df} }))
 	q.phase(jobs, only(func(j *job) error { return q.publishControls(j, false) }))

@@ -21,6 +21,7 @@ import (
 	"holdfast/queue"
 	"holdfast/queue/durable"
 	"holdfast/queue/durable/fault"
+	"holdfast/queue/outbox"
 	"holdfast/queue/quarantine"
 )
 
@@ -30,6 +31,9 @@ type world struct {
 	dir, in, out, quar string
 	want               map[string][]expect // by original id
 	token              string
+	told               map[string]int      // how often somebody was told of a message's quarantine
+	lives              int                 // of the program so far
+	early              []string            // told of a message that was still queued
 }
 
 // expect is one group of recipients: where they must end up, with which body.
@@ -40,9 +44,21 @@ type expect struct {
 	header string // must be there; "" for an unmodified message
 }
 
+// newWorld makes one in memory where that is possible: what is durable is
+// the model's business, and a disk would only be slow. The caller removes it.
 func newWorld(t testing.TB) *world {
-	dir := t.TempDir()
-	w := &world{t: t, dir: dir, in: dir + "/in", out: dir + "/out", quar: dir + "/quarantine", want: map[string][]expect{}, token: "0123456789abcdef0123456789abcdef"}
+	parent := "/dev/shm"
+	if unix.Access(parent, unix.W_OK) != nil {
+		parent = ""
+	}
+	dir, err := os.MkdirTemp(parent, "holdfast-torture-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{
+		t: t, dir: dir, in: dir + "/in", out: dir + "/out", quar: dir + "/quarantine",
+		want: map[string][]expect{}, told: map[string]int{}, token: "0123456789abcdef0123456789abcdef",
+	}
 	for _, d := range []string{w.in, w.out, w.dir + "/work", w.dir + "/shadow"} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			t.Fatal(err)
@@ -51,7 +67,16 @@ func newWorld(t testing.TB) *world {
 	if _, err := quarantine.New(w.quar, nil); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := outbox.New(w.dir+"/outbox", nil); err != nil {
+		t.Fatal(err)
+	}
 	return w
+}
+
+func (w *world) remove() {
+	if err := os.RemoveAll(w.dir); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 func (w *world) put(id string, rcpts ...string) {
@@ -68,7 +93,15 @@ func (w *world) put(id string, rcpts ...string) {
 	}
 }
 
-func (w *world) open(hook durable.Hook) (*Queue, *quarantine.Store) {
+// life is one life of the program: everything that it opens.
+type life struct {
+	*Queue
+	store *quarantine.Store
+	box   *outbox.Box
+}
+
+func (w *world) open(hook durable.Hook) life {
+	w.lives++
 	fsys := &durable.FS{Hook: hook}
 	store := &quarantine.Store{Root: w.quar, FS: fsys, Now: fixedNow}
 	q, err := New(Config{
@@ -78,13 +111,14 @@ func (w *world) open(hook durable.Hook) (*Queue, *quarantine.Store) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return q, store
+	return life{q, store, &outbox.Box{Root: w.dir + "/outbox", FS: fsys}}
 }
 
 // path is one way through a commit.
 type path struct {
 	name string
 	plan func(id string) ([]queue.Group, []expect)
+	tell bool // somebody is told, through the outbox
 	// published: the marker goes out with the original id, where it is found
 	// without a journal, so that nothing is left.
 	published bool
@@ -96,19 +130,28 @@ var edited = queue.HeaderEdit{Op: queue.HeaderAdd, Name: "X-Scanned", Value: "ye
 
 var all = []string{"b@example.net", "c@example.net", "d@example.net"}
 
-var paths = []path{
-	{"release", func(id string) ([]queue.Group, []expect) {
+var paths = append(outcomes, told(outcomes[3]), told(outcomes[5]))
+
+// told is a path on which somebody is told of what was decided: pending in
+// the outbox before the decision, ready after it.
+func told(p path) path {
+	p.name, p.tell = p.name+", told", true
+	return p
+}
+
+var outcomes = []path{
+	{name: "release", plan: func(id string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Release}}, []expect{{all, queue.Release, body(id), ""}}
-	}, false},
-	{"release modified", func(id string) ([]queue.Group, []expect) {
+	}},
+	{name: "release modified", published: true, plan: func(id string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Release, Edit: &queue.Edit{Header: []queue.HeaderEdit{edited}, Body: strings.NewReader("new " + id + "\n")}}},
 			[]expect{{all, queue.Release, "new " + id + "\n", "X-Scanned: yes"}}
-	}, true},
-	{"release with a header", func(id string) ([]queue.Group, []expect) {
+	}},
+	{name: "release with a header", published: true, plan: func(id string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Release, Edit: &queue.Edit{Header: []queue.HeaderEdit{edited}}}},
 			[]expect{{all, queue.Release, body(id), "X-Scanned: yes"}}
-	}, true},
-	{"split", func(id string) ([]queue.Group, []expect) {
+	}},
+	{name: "split", published: true, plan: func(id string) ([]queue.Group, []expect) {
 		groups := []queue.Group{
 			{Recipients: []int{0}, Disposition: queue.Release},
 			{Recipients: []int{1}, Disposition: queue.Release, Edit: &queue.Edit{Header: []queue.HeaderEdit{edited}, Body: strings.NewReader("new " + id + "\n")}},
@@ -119,27 +162,27 @@ var paths = []path{
 			{all[1:2], queue.Release, "new " + id + "\n", "X-Scanned: yes"},
 			{all[2:], queue.Quarantine, body(id), ""},
 		}
-	}, true},
-	{"split, nothing released", func(id string) ([]queue.Group, []expect) {
+	}},
+	{name: "split, nothing released", plan: func(id string) ([]queue.Group, []expect) {
 		groups := []queue.Group{
 			{Recipients: []int{0, 1}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
 			{Recipients: []int{2}, Disposition: queue.Drop},
 		}
 		return groups, []expect{{all[:2], queue.Quarantine, body(id), ""}, {all[2:], queue.Drop, "", ""}}
-	}, false},
-	{"quarantine", func(id string) ([]queue.Group, []expect) {
+	}},
+	{name: "quarantine", plan: func(id string) ([]queue.Group, []expect) {
 		return []queue.Group{{Disposition: queue.Quarantine, Item: []byte(`{}`)}}, []expect{{all, queue.Quarantine, body(id), ""}}
-	}, false},
+	}},
 }
 
 // commit claims and commits everything that is in the inbound queue, as the
 // loop does; decided messages are resumed.
-func (w *world) commit(q *Queue, p path) (stats map[string]queue.Stats, failed error) {
+func (w *world) commit(l life, p path) (stats map[string]queue.Stats, failed error) {
 	ctx := context.Background()
 	stats = map[string]queue.Stats{}
 	var plans []queue.Plan
 	var entries []queue.Entry
-	if _, err := q.List(ctx, func(e queue.Entry) bool { entries = append(entries, e); return true }); err != nil {
+	if _, err := l.List(ctx, func(e queue.Entry) bool { entries = append(entries, e); return true }); err != nil {
 		return stats, err
 	}
 	defer func() { // the kernel closes what a dead program held
@@ -149,44 +192,104 @@ func (w *world) commit(q *Queue, p path) (stats map[string]queue.Stats, failed e
 	}()
 	sort.Slice(entries, func(i, j int) bool { return entries[i].ID.Name < entries[j].ID.Name })
 	for _, e := range entries {
-		c, err := q.Lock(ctx, e)
+		c, err := l.Lock(ctx, e)
 		if err != nil {
 			return stats, err
 		}
 		if _, err := c.Read(ctx); err != nil {
 			c.Close()
-			if errors.Is(err, queue.ErrForeign) { // left as it is; the others are not
-				failed = errors.Join(failed, err)
-				continue
-			}
 			return stats, err
 		}
-		stats[e.ID.Name] = c.Stats()
-		if c.Decided() {
-			failed = errors.Join(failed, q.Resume(ctx, c).Err)
+		if c.Decided() { // the journal knows it from the life that decided
+			failed = errors.Join(failed, w.settle(l, p, c.Identity(), l.Resume(ctx, c)))
 			continue
 		}
+		stats[e.ID.Name] = c.Stats()
 		groups, _ := p.plan(e.ID.Name)
 		plans = append(plans, queue.Plan{Claim: c, Groups: groups})
 	}
-	for _, o := range q.Commit(ctx, plans) {
-		failed = errors.Join(failed, o.Err)
+	if p.tell {
+		var effects []outbox.Effect
+		for _, pl := range plans {
+			effects = append(effects, outbox.Effect{Kind: "notify", Identity: pl.Claim.Identity(), Outcome: "quarantine", When: fixedNow(), Data: []byte("{}")})
+		}
+		if err := l.box.Pend(ctx, effects); err != nil {
+			return stats, errors.Join(failed, err)
+		}
+	}
+	for i, o := range l.Commit(ctx, plans) {
+		failed = errors.Join(failed, w.settle(l, p, plans[i].Claim.Identity(), o))
+	}
+	if p.tell {
+		_, err := l.box.Deliver(ctx, w.tell, func(error) {})
+		failed = errors.Join(failed, err)
 	}
 	return stats, failed
 }
 
-// recover does what the loop does at its start and then goes on.
-func (w *world) recover(p path, journal map[string]queue.Stats) error {
+// settle lets go of a message's effect, or takes it back if the message is
+// still to be judged (gateway/effects.go).
+func (w *world) settle(l life, p path, id queue.Identity, o queue.Outcome) error {
 	ctx := context.Background()
-	q, store := w.open(nil)
-	items, err := store.Prepared(ctx)
+	switch {
+	case !p.tell:
+		return o.Err
+	case o.Err == nil:
+		return l.box.Ready(ctx, id)
+	}
+	c, err := l.Lock(ctx, queue.Entry{ID: id.ID})
+	if err != nil {
+		return o.Err
+	}
+	defer c.Close()
+	if _, err := c.Read(ctx); err != nil || c.Decided() {
+		return o.Err
+	}
+	return errors.Join(o.Err, l.box.Cancel(ctx, id))
+}
+
+// tell is who is told. He looks whether it is true.
+func (w *world) tell(_ context.Context, e outbox.Effect) error {
+	id := e.Identity.ID.Name
+	if _, err := os.Lstat(w.in + "/qf" + id); err == nil {
+		w.early = append(w.early, id+" is still queued, and somebody was told")
+	}
+	w.told[id]++
+	return nil
+}
+
+// recover does what the gateway does at its start (recover.go, in its order)
+// and then goes on. It can be stopped as well.
+func (w *world) recover(p path, journal map[string]queue.Stats, hook durable.Hook) (map[string]queue.Stats, error) {
+	ctx := context.Background()
+	l := w.open(hook)
+	for id, st := range journal {
+		if err := l.Sweep(ctx, queue.ID{Queue: "q", Dir: w.in, Name: id}, st); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.recoverItems(l); err != nil {
+		return nil, err
+	}
+	if err := w.recoverEffects(l); err != nil {
+		return nil, err
+	}
+	if _, err := l.Tidy(ctx); err != nil {
+		return nil, err
+	}
+	return w.commit(l, p)
+}
+
+func (w *world) recoverItems(l life) error {
+	ctx := context.Background()
+	items, err := l.store.Prepared(ctx)
 	if err != nil {
 		return err
 	}
 	for _, m := range items {
-		c, err := q.Lock(ctx, queue.Entry{ID: m.Identity.ID})
+		c, err := l.Lock(ctx, queue.Entry{ID: m.Identity.ID})
 		if errors.Is(err, queue.ErrGone) {
-			if err := store.CommitUncertain(ctx, m.Name); err != nil {
+			if err := l.store.CommitUncertain(ctx, m.Name); err != nil {
 				return err
 			}
 			continue
@@ -194,30 +297,46 @@ func (w *world) recover(p path, journal map[string]queue.Stats) error {
 		if err != nil {
 			return err
 		}
-		if _, err := c.Read(ctx); err != nil {
-			return err
-		}
-		if c.Decided() {
-			if out := q.Resume(ctx, c); out.Err != nil {
-				return out.Err
-			}
-			continue
-		}
+		err = w.recoverItem(l, c, m.Name)
 		c.Close()
-		if err := store.Abort(ctx, m.Name); err != nil {
+		if err != nil {
 			return err
 		}
 	}
-	for id, st := range journal {
-		if err := q.Sweep(ctx, queue.ID{Queue: "q", Dir: w.in, Name: id}, st); err != nil {
+	return nil
+}
+
+func (w *world) recoverItem(l life, c queue.Claim, name string) error {
+	ctx := context.Background()
+	if _, err := c.Read(ctx); err != nil {
+		return err
+	}
+	if c.Decided() {
+		return l.Resume(ctx, c).Err
+	}
+	return l.store.Abort(ctx, name)
+}
+
+func (w *world) recoverEffects(l life) error {
+	ctx := context.Background()
+	pending, err := l.box.Pending(ctx, func(error) {}) // a power loss may have torn one that nothing depends on yet
+	if err != nil {
+		return err
+	}
+	for _, e := range pending {
+		c, err := l.Lock(ctx, queue.Entry{ID: e.Identity.ID})
+		if errors.Is(err, queue.ErrGone) {
+			err = l.box.Ready(ctx, e.Identity)
+		} else if err == nil {
+			_, err = c.Read(ctx)
+			if err == nil && !c.Decided() {
+				err = l.box.Cancel(ctx, e.Identity)
+			}
+			c.Close()
+		}
+		if err != nil {
 			return err
 		}
-	}
-	if _, err := q.Tidy(ctx); err != nil {
-		return err
-	}
-	if _, err := w.commit(q, p); err != nil {
-		return err
 	}
 	return nil
 }
@@ -360,10 +479,9 @@ func (w *world) never() (bad []string) {
 
 func fixedNow() time.Time { return time.Unix(1_800_000_000, 0) }
 
-const batch = 3
-
-func (w *world) fill(p path) {
-	for i := range batch {
+// fill queues messages; a later round has more of them than an earlier one.
+func (w *world) fill(p path, round int) {
+	for i := range 3 + round%3 {
 		id := fmt.Sprintf("6ANC00000%d000790", i)
 		w.put(id, all...)
 		_, w.want[id] = p.plan(id)
@@ -378,56 +496,137 @@ func rounds() int {
 	return n
 }
 
+// The columns of the table that TestTortureTable prints.
+const (
+	killed      = "killed"
+	killedTwice = "killed twice"
+	failing     = "I/O errors"
+	powerless   = "power lost"
+	ledgerless  = "ledger gone"
+	tokenless   = "token gone"
+)
+
+// score is one path's row in the table.
+type score struct {
+	points                 map[string]int
+	rounds                 int
+	lost, doubled, changed int
+}
+
+var (
+	scores = map[string]*score{}
+	ranked []string // paths in the order in which they were met
+)
+
+func scoreOf(path string) *score {
+	s := scores[path]
+	if s == nil {
+		s = &score{points: map[string]int{}}
+		scores[path], ranked = s, append(ranked, path)
+	}
+	return s
+}
+
+// book enters one point of a path into the table, and what the oracle found.
+func book(t *testing.T, path, column, point string, round int, f findings) {
+	t.Helper()
+	s := scoreOf(path)
+	s.points[column]++
+	s.rounds = max(s.rounds, round+1)
+	s.lost += len(f.lost)
+	s.doubled += len(f.doubled)
+	s.changed += len(f.wrong)
+	if !f.clean() {
+		t.Errorf("%s, %s: %s", path, point, f)
+		if s.lost+s.doubled+s.changed > 10 {
+			t.FailNow()
+		}
+	}
+}
+
+// findings are what the oracle has against a world.
+type findings struct {
+	lost, doubled, wrong []string
+}
+
+func (f findings) clean() bool { return len(f.lost)+len(f.doubled)+len(f.wrong) == 0 }
+
+func (f findings) String() string {
+	return fmt.Sprintf("lost %q, doubled %q, wrong %q", f.lost, f.doubled, f.wrong)
+}
+
+// settled is what must hold once everything is done: each message in its
+// place, once; each quarantine told of, once per life at most; nothing left.
+func (w *world) settled(p path) (f findings) {
+	f.lost, f.doubled, f.wrong = w.account()
+	f.wrong = append(f.wrong, w.early...)
+	for id := range w.want {
+		n := w.told[id]
+		if p.tell && n == 0 {
+			f.lost = append(f.lost, "the notice of "+id)
+		}
+		if n > w.lives || !p.tell && n > 0 {
+			f.doubled = append(f.doubled, fmt.Sprintf("%d notices of %s", n, id))
+		}
+	}
+	for _, dir := range []string{w.in, w.dir + "/outbox/pending", w.dir + "/outbox/ready"} {
+		left, err := os.ReadDir(dir)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		for _, e := range left {
+			f.wrong = append(f.wrong, "left: "+filepath.Base(dir)+"/"+e.Name())
+		}
+	}
+	return f
+}
+
 // count says how many operations a commit of this path takes.
-func count(t *testing.T, p path) int {
+func count(t *testing.T, p path, round int) int {
+	t.Helper()
 	w := newWorld(t)
-	w.fill(p)
+	defer w.remove()
+	w.fill(p, round)
 	hook := &fault.Crash{At: -1}
-	q, _ := w.open(hook)
-	if _, err := w.commit(q, p); err != nil {
+	if _, err := w.commit(w.open(hook), p); err != nil {
 		t.Fatal(err)
 	}
-	check(t, w, p.name, "clean run")
+	if f := w.settled(p); !f.clean() {
+		t.Fatalf("%s, undisturbed: %s", p.name, f)
+	}
 	return hook.N
 }
 
-func check(t *testing.T, w *world, name, point string) {
+// kill stops a commit before operation at, and lets the next life go on.
+func kill(t *testing.T, p path, at, round int) (name string, f findings) {
 	t.Helper()
-	lost, doubled, wrong := w.account()
-	if len(lost)+len(doubled)+len(wrong) > 0 {
-		t.Fatalf("%s, %s: lost %q, doubled %q, wrong %q", name, point, lost, doubled, wrong)
+	w := newWorld(t)
+	defer w.remove()
+	w.fill(p, round)
+	hook := &fault.Crash{At: at}
+	stats, err := w.commit(w.open(hook), p)
+	if !hook.Dead {
+		t.Fatalf("%s: operation %d was not reached (%v)", p.name, at, err)
 	}
-	left, err := os.ReadDir(w.in)
-	if err != nil {
-		t.Fatal(err)
+	if f.wrong = w.never(); len(f.wrong) > 0 {
+		return hook.Name, f
 	}
-	for _, e := range left {
-		t.Errorf("%s, %s: left in the inbound directory: %s", name, point, e.Name())
+	if _, err := w.recover(p, stats, nil); err != nil {
+		f.wrong = append(f.wrong, "recovery: "+err.Error())
+		return hook.Name, f
 	}
+	return hook.Name, w.settled(p)
 }
 
 // TestTortureKill stops the program at every operation of every path.
 func TestTortureKill(t *testing.T) {
 	for _, p := range paths {
-		n := count(t, p)
-		for at := range n {
-			w := newWorld(t)
-			w.fill(p)
-			hook := &fault.Crash{At: at}
-			q, _ := w.open(hook)
-			stats, err := w.commit(q, p)
-			if !hook.Dead {
-				t.Fatalf("%s: operation %d of %d was not reached (%v)", p.name, at, n, err)
+		for round := range rounds() {
+			for at := range count(t, p, round) {
+				name, f := kill(t, p, at, round)
+				book(t, p.name, killed, "killed before "+name, round, f)
 			}
-			if bad := w.never(); len(bad) > 0 {
-				t.Fatalf("%s, killed before %q: %q", p.name, hook.Name, bad)
-			}
-			if err := w.recover(p, stats); err != nil {
-				t.Fatalf("%s, killed before %q: recovery: %v", p.name, hook.Name, err)
-			}
-			check(t, w, p.name, "killed before "+hook.Name)
 		}
-		t.Logf("%3d points  %-24s 1 round  lost 0  doubled 0", n, p.name)
 	}
 }
 
@@ -436,36 +635,38 @@ func TestTortureKill(t *testing.T) {
 // nothing names any more: files that the MTA ignores.
 func TestTortureKillLedgerGone(t *testing.T) {
 	for _, p := range paths {
-		n, left := count(t, p), 0
-		for at := range n {
-			w := newWorld(t)
-			w.fill(p)
-			hook := &fault.Crash{At: at}
-			q, _ := w.open(hook)
-			if _, err := w.commit(q, p); !hook.Dead {
-				t.Fatalf("%s: operation %d of %d was not reached (%v)", p.name, at, n, err)
-			}
-			if err := w.recover(p, nil); err != nil {
-				t.Fatalf("%s, killed before %q: recovery: %v", p.name, hook.Name, err)
-			}
-			lost, doubled, wrong := w.account()
-			if len(lost)+len(doubled)+len(wrong) > 0 {
-				t.Fatalf("%s, killed before %q: lost %q, doubled %q, wrong %q", p.name, hook.Name, lost, doubled, wrong)
-			}
-			names, err := os.ReadDir(w.in)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, e := range names {
-				left++
-				if !strings.HasPrefix(e.Name(), "df") && !strings.HasPrefix(e.Name(), "h") || p.published {
-					t.Errorf("%s, killed before %q: left in the inbound directory: %s", p.name, hook.Name, e.Name())
-				}
-			}
-			w.again(t, p, "killed before "+hook.Name)
+		for at := range count(t, p, 0) {
+			ledgerGone(t, p, at)
 		}
-		t.Logf("%3d points  %-24s 1 round  lost 0  doubled 0  (ledger gone, %d files left)", n, p.name, left)
 	}
+}
+
+func ledgerGone(t *testing.T, p path, at int) {
+	t.Helper()
+	w := newWorld(t)
+	defer w.remove()
+	w.fill(p, 0)
+	hook := &fault.Crash{At: at}
+	if _, err := w.commit(w.open(hook), p); !hook.Dead {
+		t.Fatalf("%s: operation %d was not reached (%v)", p.name, at, err)
+	}
+	point := "killed before " + hook.Name + ", ledger gone"
+	if _, err := w.recover(p, nil, nil); err != nil {
+		t.Fatalf("%s, %s: recovery: %v", p.name, point, err)
+	}
+	var f findings
+	f.lost, f.doubled, f.wrong = w.account()
+	names, err := os.ReadDir(w.in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range names {
+		if !strings.HasPrefix(e.Name(), "df") && !strings.HasPrefix(e.Name(), "h") || p.published {
+			f.wrong = append(f.wrong, "left: "+e.Name())
+		}
+	}
+	book(t, p.name, ledgerless, point, 0, f)
+	w.again(t, p, point)
 }
 
 // again has messages with the same ids come once more, as after a restore from
@@ -483,9 +684,8 @@ func (w *world) again(t *testing.T, p path, point string) {
 	if _, err := quarantine.New(w.quar, nil); err != nil {
 		t.Fatal(err)
 	}
-	w.fill(p)
-	q, _ := w.open(nil)
-	if _, err := w.commit(q, p); err != nil {
+	w.fill(p, 0)
+	if _, err := w.commit(w.open(nil), p); err != nil {
 		t.Fatalf("%s, %s: the same ids again: %v", p.name, point, err)
 	}
 	if lost, doubled, wrong := w.account(); len(lost)+len(doubled)+len(wrong) > 0 {
@@ -498,254 +698,388 @@ func (w *world) again(t *testing.T, p path, point string) {
 // rest is finished.
 func TestTortureKillTokenGone(t *testing.T) {
 	for _, p := range paths {
-		n, foreign := count(t, p), 0
-		for at := range n {
-			w := newWorld(t)
-			w.fill(p)
-			hook := &fault.Crash{At: at}
-			q, _ := w.open(hook)
-			if _, err := w.commit(q, p); !hook.Dead {
-				t.Fatalf("%s: operation %d of %d was not reached (%v)", p.name, at, n, err)
-			}
-			point := fmt.Sprintf("%s, killed before %q", p.name, hook.Name)
-			ours := w.token
-			w.token = strings.Repeat("f", 32)
-			other, _ := w.open(nil)
-			other.ids.base = time.Now().Unix() + 3600 // another life makes other ids
-			if _, err := w.commit(other, p); errors.Is(err, queue.ErrForeign) {
-				foreign++
-			} else if err != nil {
-				t.Fatalf("%s: with another token: %v", point, err)
-			}
-			if bad := w.never(); len(bad) > 0 {
-				t.Fatalf("%s: with another token: %q", point, bad)
-			}
-			w.token = ours
-			if err := w.recover(p, nil); err != nil {
-				t.Fatalf("%s: with the token back: %v", point, err)
-			}
-			if lost, doubled, wrong := w.account(); len(lost)+len(doubled)+len(wrong) > 0 {
-				t.Fatalf("%s: lost %q, doubled %q, wrong %q", point, lost, doubled, wrong)
-			}
+		for at := range count(t, p, 0) {
+			tokenGone(t, p, at)
 		}
-		t.Logf("%3d points  %-24s 1 round  lost 0  doubled 0  (token gone: left alone at %d points)", n, p.name, foreign)
 	}
 }
 
-// TestTortureKillTwice stops the recovery as well.
+func tokenGone(t *testing.T, p path, at int) {
+	t.Helper()
+	w := newWorld(t)
+	defer w.remove()
+	w.fill(p, 0)
+	hook := &fault.Crash{At: at}
+	if _, err := w.commit(w.open(hook), p); !hook.Dead {
+		t.Fatalf("%s: operation %d was not reached (%v)", p.name, at, err)
+	}
+	point := "killed before " + hook.Name + ", token gone"
+	ours := w.token
+	w.token = strings.Repeat("f", 32)
+	other := w.open(nil)
+	other.ids.base = time.Now().Unix() + 3600 // another life makes other ids
+	if _, err := w.commit(other, p); err != nil && !errors.Is(err, queue.ErrForeign) {
+		t.Fatalf("%s, %s: %v", p.name, point, err)
+	}
+	f := findings{wrong: w.never()}
+	w.token = ours
+	if _, err := w.recover(p, nil, nil); err != nil {
+		t.Fatalf("%s, %s: with the token back: %v", p.name, point, err)
+	}
+	lost, doubled, wrong := w.account()
+	f.lost, f.doubled, f.wrong = lost, doubled, append(f.wrong, wrong...)
+	book(t, p.name, tokenless, point, 0, f)
+}
+
+// TestTortureKillTwice stops the recovery as well, at every operation of it;
+// in one round, at every seventh.
 func TestTortureKillTwice(t *testing.T) {
+	step := max(1, 16/rounds())
 	for _, p := range paths {
-		n, second := count(t, p), 0
-		for at := range n {
-			for again := 0; ; again += max(1, 40/rounds()) {
-				w := newWorld(t)
-				w.fill(p)
-				q, _ := w.open(&fault.Crash{At: at})
-				stats, _ := w.commit(q, p)
-				hook := &fault.Crash{At: again}
-				q2, _ := w.open(hook)
-				more, _ := w.commit(q2, p)
-				if bad := w.never(); len(bad) > 0 {
-					t.Fatalf("%s, killed at %d and before %q: %q", p.name, at, hook.Name, bad)
-				}
-				for id, st := range more {
-					stats[id] = st
-				}
-				if err := w.recover(p, stats); err != nil {
-					t.Fatalf("%s, killed at %d and before %q: recovery: %v", p.name, at, hook.Name, err)
-				}
-				lost, doubled, wrong := w.account()
-				if len(lost)+len(doubled)+len(wrong) > 0 {
-					t.Fatalf("%s, killed at %d and before %q: lost %q, doubled %q, wrong %q", p.name, at, hook.Name, lost, doubled, wrong)
-				}
-				second++
-				if !hook.Dead {
-					break
+		for round := range rounds() {
+			for at := range count(t, p, round) {
+				for again := (at + round) % step; twice(t, p, at, again, round); again += step {
 				}
 			}
 		}
-		t.Logf("%4d points  %-24s 1 round  lost 0  doubled 0  (killed twice)", second, p.name)
 	}
+}
+
+// twice reports whether the recovery was long enough to be stopped there.
+func twice(t *testing.T, p path, at, again, round int) bool {
+	t.Helper()
+	w := newWorld(t)
+	defer w.remove()
+	w.fill(p, round)
+	stats, _ := w.commit(w.open(&fault.Crash{At: at}), p)
+	hook := &fault.Crash{At: again}
+	more, _ := w.recover(p, stats, hook)
+	if !hook.Dead {
+		return false
+	}
+	point := fmt.Sprintf("killed at %d, and its recovery before %s", at, hook.Name)
+	if f := (findings{wrong: w.never()}); !f.clean() {
+		book(t, p.name, killedTwice, point, round, f)
+		return true
+	}
+	for id, st := range more {
+		stats[id] = st
+	}
+	if _, err := w.recover(p, stats, nil); err != nil {
+		t.Fatalf("%s, %s: the second recovery: %v", p.name, point, err)
+	}
+	book(t, p.name, killedTwice, point, round, w.settled(p))
+	return true
 }
 
 // TestTortureError lets every operation fail once: mail is complete
 // afterwards, and the next try settles it.
 func TestTortureError(t *testing.T) {
 	for _, p := range paths {
-		n := count(t, p)
-		for at := range n {
-			for _, cause := range []error{unix.ENOSPC, unix.EIO} {
-				w := newWorld(t)
-				w.fill(p)
-				hook := &fault.Fail{At: at, Err: cause}
-				q, _ := w.open(hook)
-				stats, _ := w.commit(q, p)
-				if bad := w.never(); len(bad) > 0 {
-					t.Fatalf("%s, %v at %q: %q", p.name, cause, hook.Name, bad)
-				}
-				if err := w.recover(p, stats); err != nil {
-					t.Fatalf("%s, %v at %q: next try: %v", p.name, cause, hook.Name, err)
-				}
-				lost, doubled, wrong := w.account()
-				if len(lost)+len(doubled)+len(wrong) > 0 {
-					t.Fatalf("%s, %v at %q: lost %q, doubled %q, wrong %q", p.name, cause, hook.Name, lost, doubled, wrong)
+		for round := range rounds() {
+			for at := range count(t, p, round) {
+				for _, cause := range []error{unix.ENOSPC, unix.EIO} {
+					failOnce(t, p, at, round, cause)
 				}
 			}
 		}
-		t.Logf("%4d points  %-24s 1 round  lost 0  doubled 0  (errors)", 2*n, p.name)
 	}
+}
+
+func failOnce(t *testing.T, p path, at, round int, cause error) {
+	t.Helper()
+	w := newWorld(t)
+	defer w.remove()
+	w.fill(p, round)
+	hook := &fault.Fail{At: at, Err: cause}
+	stats, _ := w.commit(w.open(hook), p)
+	point := fmt.Sprintf("%v at %s", cause, hook.Name)
+	if f := (findings{wrong: w.never()}); !f.clean() {
+		book(t, p.name, failing, point, round, f)
+		return
+	}
+	if _, err := w.recover(p, stats, nil); err != nil {
+		t.Fatalf("%s, %s: the next try: %v", p.name, point, err)
+	}
+	book(t, p.name, failing, point, round, w.settled(p))
 }
 
 // TestTorturePower takes the power away before every operation, with every
 // or many choices of what had reached the disk.
 func TestTorturePower(t *testing.T) {
 	for _, p := range paths {
-		n, states := count(t, p), 0
-		for at := range n + 1 {
-			states += powerPoint(t, p, at)
+		for round := range rounds() {
+			for at := range count(t, p, round) + 1 {
+				for k := 0; ; k++ {
+					point, f, more := powerPoint(t, p, at, k, round)
+					if !more {
+						break
+					}
+					book(t, p.name, powerless, point, round, f)
+				}
+			}
 		}
-		t.Logf("%5d states  %-24s %d rounds  lost 0  doubled 0  (power loss)", states, p.name, rounds())
 	}
 }
 
-func powerPoint(t *testing.T, p path, at int) (states int) {
-	pending := -1
-	for round := range rounds() {
-		for k := 0; ; k++ {
-			w := newWorld(t)
-			w.fill(p)
-			power, err := fault.NewPower(w.dir+"/shadow", w.in, w.out, w.quar)
-			if err != nil {
-				t.Fatal(err)
+// powerPoint is the k-th state that a power loss before operation at can
+// leave; more is false if there are not as many.
+func powerPoint(t *testing.T, p path, at, k, round int) (point string, f findings, more bool) {
+	t.Helper()
+	w := newWorld(t)
+	defer w.remove()
+	w.fill(p, round)
+	power, err := fault.NewPower(w.dir+"/shadow", w.in, w.out, w.quar, w.dir+"/outbox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hook := &fault.Crash{At: at, Next: power}
+	stats, _ := w.commit(w.open(hook), p)
+	choices := fault.Choices(power.Pending(), int64(at*1000+round))
+	if k >= 2*len(choices) {
+		return "", f, false
+	}
+	if err := power.Lose(choices[k/2], fault.Content(1+k%2)); err != nil {
+		t.Fatal(err)
+	}
+	point = fmt.Sprintf("power lost before %s, survivors %v", hook.Name, choices[k/2])
+	if f.wrong = w.never(); len(f.wrong) > 0 {
+		return point, f, true
+	}
+	if _, err := w.recover(p, stats, nil); err != nil {
+		f.wrong = append(f.wrong, "recovery: "+err.Error())
+		return point, f, true
+	}
+	return point, w.settled(p), true
+}
+
+// TestTorturePlantedBug: the harness itself is broken unless it reports a
+// commit that does things in the wrong order.
+func TestTorturePlantedBug(t *testing.T) {
+	defer func() { planted = "" }()
+	for _, c := range []struct {
+		bug  string
+		path path
+	}{
+		{swapDecide, outcomes[0]}, {swapDecide, outcomes[5]}, {swapPublish, outcomes[1]}, {swapPublish, outcomes[3]},
+	} {
+		planted = ""
+		n := count(t, c.path, 0)
+		for _, bug := range []string{"", c.bug} {
+			planted = bug
+			byKill, byPower := "", ""
+			for at := 0; at < n && byKill == ""; at++ {
+				if name, f := kill(t, c.path, at, 0); !f.clean() {
+					byKill = fmt.Sprintf("killed before %s: %s", name, f)
+				}
 			}
-			hook := &fault.Crash{At: at, Next: power}
-			q, _ := w.open(hook)
-			stats, _ := w.commit(q, p)
-			pending = power.Pending()
-			choices := fault.Choices(pending, int64(at*1000+round))
-			if k >= 2*len(choices) {
-				break
+			for at := 0; at < n && byPower == ""; at++ {
+				for k := 0; byPower == ""; k++ {
+					point, f, more := powerPoint(t, c.path, at, k, 0)
+					if !more {
+						break
+					}
+					if !f.clean() {
+						byPower = fmt.Sprintf("%s: %s", point, f)
+					}
+				}
 			}
-			survive, content := choices[k/2], fault.Content(1+k%2)
-			if err := power.Lose(survive, content); err != nil {
-				t.Fatal(err)
+			if (byKill != "") != (bug != "") || (byPower != "") != (bug != "") {
+				t.Errorf("%s, planted %q: by kills %q, by power loss %q", c.path.name, bug, byKill, byPower)
 			}
-			point := fmt.Sprintf("%s, power lost before %q, survivors %v", p.name, hook.Name, survive)
-			if bad := w.never(); len(bad) > 0 {
-				t.Fatalf("%s: %q", point, bad)
+			if bug != "" {
+				t.Logf("planted in %q, %s: caught, %.150s", c.path.name, bug, byKill)
 			}
-			if err := w.recover(p, stats); err != nil {
-				t.Fatalf("%s: recovery: %v", point, err)
-			}
-			lost, doubled, wrong := w.account()
-			if len(lost)+len(doubled)+len(wrong) > 0 {
-				t.Fatalf("%s: lost %q, doubled %q, wrong %q", point, lost, doubled, wrong)
-			}
-			states++
 		}
 	}
-	return states
 }
 
 // quarantined is a world with one message in quarantine.
 func quarantined(t *testing.T) *world {
+	t.Helper()
 	w := newWorld(t)
-	p := paths[len(paths)-1]
+	p := outcomes[len(outcomes)-1]
 	id := "6ANC000000000790"
 	w.put(id, all...)
 	_, w.want[id] = p.plan(id)
-	q, _ := w.open(nil)
-	if _, err := w.commit(q, p); err != nil {
+	if _, err := w.commit(w.open(nil), p); err != nil {
 		t.Fatal(err)
 	}
 	return w
 }
 
 func (w *world) release(hook durable.Hook) error {
-	q, store := w.open(hook)
-	m, err := store.Find(context.Background(), "6ANC000000000790")
+	l := w.open(hook)
+	m, err := l.store.Find(context.Background(), "6ANC000000000790")
 	if err != nil {
 		return err
 	}
-	it, err := store.Open(m)
+	it, err := l.store.Open(m)
 	if err != nil {
 		return err
 	}
 	defer it.Close()
-	_, err = it.Release(context.Background(), q, "tester", false)
+	_, err = it.Release(context.Background(), l, "tester", false)
 	return err
 }
 
-// outCopies is how many complete copies each recipient has on the outbound
-// side; a control file without its body is none, and an error.
-func (w *world) outCopies(t *testing.T, point string) int {
-	t.Helper()
-	n := 0
-	for key, fs := range w.copies() {
-		k := 0
-		for _, f := range fs {
-			if f.where != "out" {
+// outbound is what is wrong with the copies on the outbound side: each
+// recipient must have one, or at most one while the release is not done.
+func (w *world) outbound(done bool) (f findings) {
+	have := w.copies()
+	for _, r := range all {
+		key, n := "6ANC000000000790 "+r, 0
+		for _, c := range have[key] {
+			if c.where != "out" {
 				continue
 			}
-			if k++; f.body != body("6ANC000000000790") {
-				t.Fatalf("%s: %s has the body %q outbound", point, key, f.body)
+			if n++; c.body != body("6ANC000000000790") {
+				f.wrong = append(f.wrong, fmt.Sprintf("%s has the body %q outbound", key, c.body))
 			}
 		}
-		n = max(n, k)
+		switch {
+		case n > 1:
+			f.doubled = append(f.doubled, key)
+		case n == 0 && done:
+			f.lost = append(f.lost, key)
+		}
 	}
-	return n
+	return f
 }
 
-// TestTortureQuarantineRelease: stopped at every operation, and without
+// TestTortureQuarantineRelease: stopped at every operation, killed at every
+// one of the repetition too, with an I/O error at every one, and without
 // power, an item is released once by the next try.
 func TestTortureQuarantineRelease(t *testing.T) {
-	for _, power := range []bool{false, true} {
-		points := 0
-		for at := 0; ; at++ {
-			dead := false
-			for choose := 0; ; choose++ {
-				w := quarantined(t)
-				var p *fault.Power
-				hook := &fault.Crash{At: at}
-				if power {
-					var err error
-					if p, err = fault.NewPower(w.dir+"/shadow", w.in, w.out, w.quar); err != nil {
-						t.Fatal(err)
-					}
-					hook.Next = p
-				}
-				err := w.release(hook)
-				if dead = hook.Dead; !dead && err != nil {
-					t.Fatal(err)
-				}
-				if power {
-					choices := fault.Choices(p.Pending(), int64(at))
-					if choose >= 2*len(choices) {
-						break
-					}
-					if err := p.Lose(choices[choose/2], fault.Content(1+choose%2)); err != nil {
-						t.Fatal(err)
-					}
-				}
-				points++
-				point := fmt.Sprintf("stopped before %q, power %v", hook.Name, power)
-				if n := w.outCopies(t, point); n > 1 {
-					t.Fatalf("%s: %d copies", point, n)
-				}
-				if err := w.release(nil); err != nil {
-					t.Fatalf("%s: the next try: %v", point, err)
-				}
-				if n := w.outCopies(t, point); n != 1 {
-					t.Fatalf("%s: %d copies after the next try", point, n)
-				}
-				if !power {
-					break
-				}
+	for round := range rounds() {
+		releases(t, killed, round, func(at, k int) (releaseFault, bool) {
+			return releaseFault{first: &fault.Crash{At: at}}, k == 0
+		})
+		releases(t, killedTwice, round, func(at, k int) (releaseFault, bool) {
+			return releaseFault{first: &fault.Crash{At: at}, second: &fault.Crash{At: k}}, true
+		})
+		releases(t, failing, round, func(at, k int) (releaseFault, bool) {
+			causes := []error{unix.ENOSPC, unix.EIO}
+			if k >= len(causes) {
+				return releaseFault{}, false
 			}
-			if !dead {
+			return releaseFault{first: &fault.Fail{At: at, Err: causes[k]}}, true
+		})
+		releases(t, powerless, round, func(at, k int) (releaseFault, bool) {
+			return releaseFault{first: &fault.Crash{At: at}, power: true, choice: k}, true
+		})
+	}
+}
+
+// releaseFault is what happens to one release.
+type releaseFault struct {
+	first, second durable.Hook
+	power         bool
+	choice        int
+}
+
+// met says that the fault came before the end.
+func met(h durable.Hook) (name string, ok bool) {
+	switch h := h.(type) {
+	case *fault.Crash:
+		return h.Name, h.Dead
+	case *fault.Fail:
+		return h.Name, h.Name != ""
+	}
+	return "", false
+}
+
+// releases runs a release with each fault that next names, until no
+// operation is left for it.
+func releases(t *testing.T, column string, round int, next func(at, k int) (releaseFault, bool)) {
+	t.Helper()
+	for at := 0; ; at++ {
+		reached := false
+		for k := 0; ; k++ {
+			rf, ok := next(at, k)
+			if !ok {
+				break
+			}
+			first, more := releaseOnce(t, column, round, rf)
+			reached = reached || first
+			if !more {
 				break
 			}
 		}
-		t.Logf("%3d points  %-24s 1 round  lost 0  doubled 0  (power %v)", points, "quarantine release", power)
+		if !reached {
+			return
+		}
+	}
+}
+
+func releaseOnce(t *testing.T, column string, round int, rf releaseFault) (reached, more bool) {
+	t.Helper()
+	w := quarantined(t)
+	defer w.remove()
+	var p *fault.Power
+	if crash, ok := rf.first.(*fault.Crash); ok && rf.power {
+		var err error
+		if p, err = fault.NewPower(w.dir+"/shadow", w.in, w.out, w.quar); err != nil {
+			t.Fatal(err)
+		}
+		crash.Next = p
+	}
+	err := w.release(rf.first)
+	name, reached := met(rf.first)
+	if !reached && err != nil {
+		t.Fatal(err)
+	}
+	if p != nil {
+		choices := fault.Choices(p.Pending(), int64(round))
+		if rf.choice >= 2*len(choices) {
+			return reached, false
+		}
+		if err := p.Lose(choices[rf.choice/2], fault.Content(1+rf.choice%2)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	point := column + " before " + name
+	if f := w.outbound(false); !f.clean() {
+		book(t, "quarantine release", column, point, round, f)
+		return reached, true
+	}
+	if rf.second != nil {
+		_ = w.release(rf.second) // killed, too
+		again, ok := met(rf.second)
+		if !ok {
+			return reached, false
+		}
+		point += ", and again before " + again
+	}
+	if err := w.release(nil); err != nil {
+		t.Fatalf("%s: the next try: %v", point, err)
+	}
+	book(t, "quarantine release", column, point, round, w.outbound(true))
+	return reached, true
+}
+
+// TestTortureTable prints what the tests above have tried. It is the last
+// one of this file.
+func TestTortureTable(t *testing.T) {
+	columns := []string{killed, killedTwice, failing, powerless}
+	t.Logf("%-28s %8s %13s %11s %11s %12s %11s %7s %6s %8s %8s", "points by path", killed, killedTwice, failing, powerless, ledgerless, tokenless, "rounds", "lost", "doubled", "changed")
+	if len(ranked) == 0 {
+		t.Fatal("nothing was tried: run it with the tests above, -run Torture")
+	}
+	var total score
+	for _, path := range ranked {
+		s := scores[path]
+		t.Logf("%-28s %8d %13d %11d %11d %12d %11d %7d %6d %8d %8d", path, s.points[killed], s.points[killedTwice], s.points[failing], s.points[powerless], s.points[ledgerless], s.points[tokenless], s.rounds, s.lost, s.doubled, s.changed)
+		total.lost += s.lost
+		total.doubled += s.doubled
+		total.changed += s.changed
+		for _, c := range columns {
+			if s.points[c] == 0 {
+				t.Errorf("%s: no point of the kind %q was tried", path, c)
+			}
+		}
+	}
+	if total.lost+total.doubled+total.changed > 0 || len(ranked) != len(paths)+1 {
+		t.Errorf("%d paths; lost %d, doubled %d, changed %d", len(ranked), total.lost, total.doubled, total.changed)
 	}
 }

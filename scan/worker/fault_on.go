@@ -37,8 +37,16 @@ func (w *worker) fault(stage string, body io.ReaderAt) {
 }
 
 func (w *worker) faultHere(stage string) {
-	death, at, ok := strings.Cut(asked, "@")
+	words := strings.Fields(asked) // DEATH@STAGE, and what an attack needs
+	if len(words) == 0 {
+		return
+	}
+	death, at, ok := strings.Cut(words[0], "@")
 	if !ok || at != stage {
+		return
+	}
+	if name, ok := strings.CutPrefix(death, "attack-"); ok {
+		w.attack(name, words[1:])
 		return
 	}
 	switch death {
@@ -72,6 +80,12 @@ func (w *worker) faultHere(stage string) {
 		}
 	case "garbage":
 		_, _ = unix.Write(ConnFD, []byte("garbage"))
+	case "token": // of another message
+		w.token[0] ^= 0xFF
+	case "sequence":
+		w.seq += 7
+	case "bye": // with work to do
+		_ = w.send(wire.Frame{Kind: wire.Bye})
 	case "flood":
 		for {
 			_ = w.say(wire.Stamp, wire.At{Stage: "flood"})

@@ -52,18 +52,24 @@ func notice(m *message) courier.Notice {
 }
 
 // effects lets go of the side effects of what is settled, and takes back
-// those of what is not.
+// those of what will be judged again. A commit may also fail after its
+// decision: then they stay pending for the life that finishes it.
 func (g *Gateway) effects(ctx context.Context, ms []*message, outs []queue.Outcome) {
 	if g.Outbox == nil {
 		return
 	}
 	var errs []error
 	for i, m := range ms {
+		id := m.claim.Identity()
 		if outs[i].Err == nil {
-			errs = append(errs, g.Outbox.Ready(ctx, m.claim.Identity()))
-		} else {
-			errs = append(errs, g.Outbox.Cancel(ctx, m.claim.Identity()))
+			errs = append(errs, g.Outbox.Ready(ctx, id))
+			continue
 		}
+		there, err := g.isThere(ctx, m.queue, id)
+		if errors.Is(outs[i].Err, queue.ErrGone) || err == nil && there == queued {
+			err = g.Outbox.Cancel(ctx, id)
+		}
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		g.Report(problem("notices not handled", err)) // what stays pending is settled at the next start
