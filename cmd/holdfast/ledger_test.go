@@ -69,7 +69,7 @@ func TestTheLedgerIsDeletedOrCutMeanwhile(t *testing.T) {
 					}
 					s.account(map[int]bool{1: true}, nil)
 					s.arrived(far)
-					s.nothingLeft(point, s.in, s.dir+"/far")
+					s.nothingWaits(point, s.in, s.dir+"/far")
 					if t.Failed() {
 						return
 					}

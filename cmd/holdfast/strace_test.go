@@ -65,7 +65,7 @@ func TestKilledAtSystemCalls(t *testing.T) {
 				if text, terr := os.ReadFile(told); terr != nil || !strings.Contains(string(text), s.messages[1].ID) {
 					t.Errorf("killed at %s %d: nobody was told of the quarantined message: %q", call, n, text)
 				}
-				s.nothingLeft(fmt.Sprintf("killed at %s %d", call, n), s.in, s.dir+"/far")
+				s.nothingWaits(fmt.Sprintf("killed at %s %d", call, n), s.in, s.dir+"/far")
 				if t.Failed() {
 					return
 				}
@@ -112,13 +112,22 @@ func (s *site) arrived(m sample.Message) {
 	}
 }
 
-// nothingLeft checks that directories are empty.
-func (s *site) nothingLeft(point string, dirs ...string) {
+// nothingWaits checks that no directory holds a message. What a death may
+// leave where no journal names it is a body without a control file, or a file
+// under a name that the MTA ignores: listings count both.
+func (s *site) nothingWaits(point string, dirs ...string) {
 	s.t.Helper()
 	for _, dir := range dirs {
 		left, err := filepath.Glob(dir + "/*")
-		if err != nil || len(left) > 0 {
-			s.t.Errorf("%s: left %v, %v", point, left, err)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, path := range left {
+			switch name := filepath.Base(path); name[:2] {
+			case "df", "hb", "hc":
+			default:
+				s.t.Errorf("%s: left %s", point, path)
+			}
 		}
 	}
 }
@@ -155,7 +164,7 @@ func TestReleaseKilledAtSystemCalls(t *testing.T) {
 				if body, err := os.ReadFile(bodies[0]); err != nil || !bytes.Equal(body, m.Body) {
 					t.Errorf("%s: %v, body %q", point, err, body)
 				}
-				s.nothingLeft(point, s.in)
+				s.nothingWaits(point, s.in)
 				s.unrelease()
 			}
 			if kills == 0 {

@@ -31,9 +31,9 @@ type world struct {
 	dir, in, out, quar string
 	want               map[string][]expect // by original id
 	token              string
-	told               map[string]int      // how often somebody was told of a message's quarantine
-	lives              int                 // of the program so far
-	early              []string            // told of a message that was still queued
+	told               map[string]int // how often somebody was told of a message's quarantine
+	lives              int            // of the program so far
+	early              []string       // told of a message that was still queued
 }
 
 // expect is one group of recipients: where they must end up, with which body.
