@@ -82,8 +82,10 @@ func same(x sample, subject string) string { return lettered(subject, x.more, x.
 
 func headerEdit() *queue.Edit {
 	return &queue.Edit{Header: []queue.HeaderEdit{
-		{Op: queue.HeaderAdd, Name: "X-Added", Value: "one\ntwo"}, {Op: queue.HeaderRemove, Name: "x-remove"},
-		{Op: queue.HeaderReplace, Name: "Date", Value: "Tue, 06 Jan 2026 10:00:00 +0000"}, {Op: queue.HeaderPrepend, Name: "X-Top", Value: "top"},
+		{Op: queue.HeaderAdd, Name: "X-Added", Value: "one\ntwo"},
+		{Op: queue.HeaderRemove, Name: "x-remove"},
+		{Op: queue.HeaderReplace, Name: "Date", Value: "Tue, 06 Jan 2026 10:00:00 +0000"},
+		{Op: queue.HeaderPrepend, Name: "X-Top", Value: "top"},
 	}}
 }
 

@@ -41,8 +41,8 @@ type mtaOptions struct {
 	stopped  bool     // not started yet
 }
 
-// binary builds the program once: with tags "" or "faults".
-var binary = func() func(t testing.TB, tags string) string {
+// program builds the program once: with tags "" or "faults".
+var program = func() func(t testing.TB, tags string) string {
 	var mu sync.Mutex
 	built := map[string]string{}
 	return func(t testing.TB, tags string) string {
@@ -145,7 +145,7 @@ func (m *mta) setup(byHeader bool) {
 	if !byHeader {
 		args = append(args, "--smtp-only")
 	}
-	out, err := exec.Command(binary(m.t, ""), args...).Output()
+	out, err := exec.Command(program(m.t, ""), args...).Output()
 	if err != nil {
 		m.t.Fatal(err)
 	}
