@@ -117,9 +117,18 @@ func (q *Queue) postsuper(ctx context.Context, what string, ids []string) (map[s
 	return done, nil
 }
 
-// postkick sends a request to the queue manager by Postfix's own command.
+// postkick sends a request to the queue manager by Postfix's own command. That
+// writes the request, and then a NUL: a queue manager that has read the request
+// by then has hung up, and postkick dies of SIGPIPE (seen with 3.7.11, half the
+// time). It may be asked twice, so that it is asked again without the NUL.
 func (q *Queue) postkick(ctx context.Context, request string) error {
 	_, _, err := run(ctx, q.PostfixConfig, nil, "postkick", "public", "qmgr", request)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signal() == syscall.SIGPIPE {
+			return trigger(filepath.Join(q.Dir, "public", "qmgr"), request)
+		}
+	}
 	return err
 }
 
