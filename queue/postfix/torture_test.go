@@ -125,7 +125,7 @@ type path struct {
 
 func body(subject string) string { return "body of " + subject + "\n" }
 
-func newBody(subject string) string { return "new " + subject + "\n" }
+func changedBody(subject string) string { return "new " + subject + "\n" }
 
 var all = []string{"b@example.net", "c@example.net", "d@example.net"}
 
@@ -134,7 +134,7 @@ const scanned = "X-Scanned: yes\n"
 func change(subject string, withBody bool) *queue.Edit {
 	e := &queue.Edit{Header: []queue.HeaderEdit{{Op: queue.HeaderAdd, Name: "X-Scanned", Value: "yes"}}}
 	if withBody {
-		e.Body = strings.NewReader(newBody(subject))
+		e.Body = strings.NewReader(changedBody(subject))
 	}
 	return e
 }
@@ -163,7 +163,7 @@ func changes(how string, m Modify) []path {
 			return []queue.Group{{Disposition: queue.Release, Edit: change(s, false)}}, []expect{{all, queue.Release, body(s), scanned}}
 		}},
 		{name: how + " body", modify: m, plan: func(s string) ([]queue.Group, []expect) {
-			return []queue.Group{{Disposition: queue.Release, Edit: change(s, true)}}, []expect{{all, queue.Release, newBody(s), scanned}}
+			return []queue.Group{{Disposition: queue.Release, Edit: change(s, true)}}, []expect{{all, queue.Release, changedBody(s), scanned}}
 		}},
 		{name: how + " split", modify: m, plan: func(s string) ([]queue.Group, []expect) {
 			return []queue.Group{
@@ -171,7 +171,7 @@ func changes(how string, m Modify) []path {
 				{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
 				{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
 			}, []expect{
-				{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, newBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
+				{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, changedBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
 			}
 		}},
 	}
@@ -240,10 +240,10 @@ func (w *world) subject(c queue.Claim) string {
 	if n == 0 {
 		w.t.Fatal(err)
 	}
-	return subjectOf(string(b[:n]))
+	return subjectIn(string(b[:n]))
 }
 
-func subjectOf(content string) string {
+func subjectIn(content string) string {
 	_, rest, _ := strings.Cut("\n"+content, "\nSubject: ")
 	s, _, _ := strings.Cut(rest, "\n")
 	return s
@@ -339,7 +339,7 @@ func (w *world) copies() map[string][]found {
 	all := map[string][]found{}
 	add := func(where string, s seen, content string) {
 		for _, r := range s.recipients() {
-			key := subjectOf(content) + " " + r
+			key := subjectIn(content) + " " + r
 			all[key] = append(all[key], found{where, content})
 		}
 	}
@@ -425,7 +425,7 @@ func (w *world) uncertain(subject string) bool {
 	}
 	return slices.ContainsFunc(flags, func(path string) bool {
 		text, err := os.ReadFile(filepath.Dir(path) + "/message")
-		return err == nil && subjectOf(string(text)) == subject
+		return err == nil && subjectIn(string(text)) == subject
 	})
 }
 
@@ -794,7 +794,7 @@ func (w *world) held() (string, bool) {
 		if err != nil || strings.ContainsAny(filepath.Base(path), ".#") {
 			continue
 		}
-		if s, err := look(b); err == nil && subjectOf(s.content) == "m1" && !s.isCopy() {
+		if s, err := look(b); err == nil && subjectIn(s.content) == "m1" && !s.isCopy() {
 			return path, true
 		}
 	}
