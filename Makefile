@@ -22,24 +22,28 @@ bin/holdfast-faults: FORCE
 FORCE:
 
 # Unit tests, fixtures, transcripts, testscript, seeds of the fuzz targets, and
-# a smoke run through the real sendmail. .ci/setup installs strace and m4.
+# a smoke run through the real sendmail and Postfix. .ci/setup installs what
+# they need. V=-v says more.
+V ?=
 test:
 	.ci/setup >/dev/null
-	$(GO) test ./...
-	$(GO) test -count=1 -tags e2e -run E2EQuarantineRelease ./queue/sendmail
+	$(GO) test -count=1 $(V) ./...
+	$(GO) test -count=1 $(V) -tags e2e -run 'E2EQuarantine' ./queue/sendmail ./queue/postfix
 
-# Everything with real servers; .ci/setup unpacks them.
-e2e:
+# Everything with real servers, one after another.
+e2e: bin/holdfast
 	.ci/setup
-	$(GO) test -count=1 -p 1 -tags e2e -run E2E ./...
+	$(GO) test -count=1 -p 1 -timeout 20m $(V) -tags e2e -run E2E ./...
+	.ci/stranger postfix
+	.ci/stranger sendmail
 
-# A fault at every operation, kills, power loss: a bounded part.
+# A fault at every operation, kills, power loss: a bounded part, and its tables.
 torture-ci:
-	HOLDFAST_ROUNDS=1 $(GO) test -count=1 -p 1 -tags torture -run Torture -v ./... | grep -v '^?'
+	HOLDFAST_ROUNDS=1 $(GO) test -count=1 -p 1 -timeout 30m -tags torture -run Torture -v ./queue/...
 
 # The same, much longer.
 torture:
-	HOLDFAST_ROUNDS=20 $(GO) test -count=1 -p 1 -timeout 2h -tags torture -run Torture -v ./... | grep -v '^?'
+	HOLDFAST_ROUNDS=20 $(GO) test -count=1 -p 1 -timeout 12h -tags torture -run Torture -v ./queue/...
 
 bench:
 	$(GO) test -run '^$$' -bench . ./...

@@ -70,6 +70,9 @@ func (q *Queue) load() error {
 	if q.reinjections, err = loadReinjections(rows); err != nil {
 		return fmt.Errorf("read the journal of queue %s: %w", q.Config.Name, err)
 	}
+	for _, r := range q.reinjections {
+		q.untidy = append(q.untidy, q.copiesAside(r)...)
+	}
 	q.plans, q.released, q.later = plans, released, map[string][]byte{}
 	return nil
 }

@@ -421,6 +421,21 @@ func (q *Queue) abandon(ctx context.Context, r *reinjection) {
 	}
 }
 
+// copiesAside are the copies that a death may have left aside, half removed.
+func (q *Queue) copiesAside(r *reinjection) (out []aside) {
+	if r.State != reVoid {
+		return nil
+	}
+	for _, g := range r.Groups {
+		for _, c := range g.Copies {
+			if c.ID != "" {
+				out = append(out, aside{q.path(holdDir, c.ID), c.Ino})
+			}
+		}
+	}
+	return out
+}
+
 // dropCopies removes copies that are known and will never be released.
 func (q *Queue) dropCopies(r *reinjection) {
 	for _, g := range r.Groups {

@@ -505,6 +505,15 @@ func rounds() int {
 	return n
 }
 
+// sparse is how many operations a test of many combinations goes on by: all of
+// them only when several rounds are asked for.
+func sparse() int {
+	if rounds() > 1 {
+		return 1
+	}
+	return 3
+}
+
 // count says how many operations a commit of this path takes.
 func count(t *testing.T, p path, l layout) int {
 	w := newWorld(t, l)
@@ -732,14 +741,15 @@ func (f forgetful) After(op durable.Op, err error) {
 func TestTortureCatchesAPlantedBug(t *testing.T) {
 	inMemory(t)
 	for _, p := range paths {
-		caught := false
-		for at := range count(t, p, layouts[0]) + 1 {
-			_, bad := powerPoint(t, p, at, func(p *fault.Power) durable.Hook { return forgetful{p} })
-			if caught = bad != ""; caught {
-				break
-			}
+		if p.name != "quarantine" && p.name != "rewritten body" && p.name != "reinjected body" { // the others are of the same steps
+			continue
 		}
-		if !caught && p.name != "drop" && p.name != "unmodified" { // those two are one rename
+		caught := false
+		for at := count(t, p, layouts[0]); at >= 0 && !caught; at-- {
+			_, bad := powerPoint(t, p, at, func(p *fault.Power) durable.Hook { return forgetful{p} })
+			caught = bad != ""
+		}
+		if !caught {
 			t.Errorf("%s without fsync passes", p.name)
 		}
 	}
@@ -924,7 +934,7 @@ func TestTortureAdministratorThenKill(t *testing.T) {
 	inMemory(t)
 	for _, p := range paths {
 		points, l := 0, layouts[0]
-		for at := range count(t, p, l) {
+		for at := 0; at < count(t, p, l); at += sparse() {
 			for _, a := range actions {
 				for soon := range 4 {
 					w := newWorld(t, l)
