@@ -230,12 +230,11 @@ func TestOneLogLinePerMessage(t *testing.T) {
 		if code != 0 {
 			t.Fatalf("exit %d\n%s%s", code, out, errs)
 		}
-		lines := map[string]map[string]any{}
+		parse := textLines
 		if format == "json" {
-			lines = settledLines(t, errs)
-		} else {
-			lines = textLines(t, errs)
+			parse = settledLines
 		}
+		lines := parse(t, errs)
 		if len(lines) != len(ms) {
 			t.Errorf("%s: lines about %d of %d messages", format, len(lines), len(ms))
 		}
