@@ -247,12 +247,12 @@ func TestOneLogLinePerMessage(t *testing.T) {
 			want := map[string]any{
 				"msg": "message", "level": "info", "queue": "mta", "id": m.ID, "new_id": m.ID, "verdict": "release", "from": m.From,
 				"recipients": float64(len(m.To)), "message_id": fmt.Sprintf("<sample%d@example.com>", i), "client": "192.0.2.1",
-				"size": float64(len(m.Header) + len("Return-Path: \n") + len(m.Body)), "reasons": nil,
+				"size": float64(len(m.Header) + len("\n") + len(m.Body)), "reasons": nil,
 			}
 			switch i {
 			case 3:
 				want["verdict"], want["new_id"] = "quarantine", items[m.ID]
-				want["reasons"] = "signature/eicar: EICAR test file found (default)"
+				want["reasons"] = "signature/eicar: EICAR test file found (policy.infected, default)"
 			case 7:
 				want["from"] = `line\x1bend@example.com`
 			}
