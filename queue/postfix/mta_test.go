@@ -352,6 +352,7 @@ type sink struct {
 	address string
 	mu      sync.Mutex
 	got     []delivery
+	refuse  func(text string) bool // answers "later" instead; may be nil
 }
 
 type delivery struct {
@@ -406,15 +407,27 @@ func (s *sink) session(c net.Conn) {
 			if d.message, err = dotted(r); err != nil {
 				return
 			}
-			s.mu.Lock()
-			s.got = append(s.got, d)
-			s.mu.Unlock()
+			if !s.take(d) {
+				fmt.Fprint(c, "451 4.0.0 later\r\n")
+				continue
+			}
 		case "QUIT":
 			fmt.Fprint(c, "221 bye\r\n")
 			return
 		}
 		fmt.Fprint(c, "250 2.0.0 ok\r\n")
 	}
+}
+
+// take records a delivery, before the client is told.
+func (s *sink) take(d delivery) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refuse != nil && s.refuse(d.message) {
+		return false
+	}
+	s.got = append(s.got, d)
+	return true
 }
 
 // dotted reads up to the line with the dot.
@@ -558,4 +571,21 @@ func (m *mta) commit(q *Queue, plans ...queue.Plan) [][]string {
 func kill(cmd *exec.Cmd) {
 	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 	_ = cmd.Wait()
+}
+
+// configured writes a configuration of the program for this Postfix.
+func (m *mta) configured(extra string) {
+	m.t.Helper()
+	text := fmt.Sprintf("state: %s/state\nqueues: [{name: mta, type: postfix, dir: %s, config: %s, reinject: %q%s}]\nmin_free: 1MB\nlog: {level: warning}\nworkers: 1\n",
+		m.dir, m.spool, m.etc, m.listener, extra)
+	if err := os.WriteFile(m.dir+"/holdfast.yaml", []byte(text), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// holdfast runs the program to its end.
+func (m *mta) holdfast(tags string, args ...string) (out string, err error) {
+	m.t.Helper()
+	b, err := exec.Command(program(m.t, tags), append(args, "-c", m.dir+"/holdfast.yaml")...).CombinedOutput()
+	return string(b), err
 }

@@ -240,10 +240,10 @@ func (w *world) subject(c queue.Claim) string {
 	if n == 0 {
 		w.t.Fatal(err)
 	}
-	return subjectIn(string(b[:n]))
+	return subjectLine(string(b[:n]))
 }
 
-func subjectIn(content string) string {
+func subjectLine(content string) string {
 	_, rest, _ := strings.Cut("\n"+content, "\nSubject: ")
 	s, _, _ := strings.Cut(rest, "\n")
 	return s
@@ -339,7 +339,7 @@ func (w *world) copies() map[string][]found {
 	all := map[string][]found{}
 	add := func(where string, s seen, content string) {
 		for _, r := range s.recipients() {
-			key := subjectIn(content) + " " + r
+			key := subjectLine(content) + " " + r
 			all[key] = append(all[key], found{where, content})
 		}
 	}
@@ -425,7 +425,7 @@ func (w *world) uncertain(subject string) bool {
 	}
 	return slices.ContainsFunc(flags, func(path string) bool {
 		text, err := os.ReadFile(filepath.Dir(path) + "/message")
-		return err == nil && subjectIn(string(text)) == subject
+		return err == nil && subjectLine(string(text)) == subject
 	})
 }
 
@@ -804,7 +804,7 @@ func (w *world) held() (string, bool) {
 		if err != nil || strings.ContainsAny(filepath.Base(path), ".#") {
 			continue
 		}
-		if s, err := look(b); err == nil && subjectIn(s.content) == "m1" && !s.isCopy() {
+		if s, err := look(b); err == nil && subjectLine(s.content) == "m1" && !s.isCopy() {
 			return path, true
 		}
 	}
