@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -185,8 +186,14 @@ func (o *office) administrate(n int) {
 		switch {
 		case i%20 == 10:
 			what = "stop"
-			o.m.run("postfix", "stop")
-			o.m.run("postfix", "start")
+			o.m.stop()
+			for range 100 { // a start beside a master that is still ending does nothing
+				o.m.run("postfix", "start")
+				if o.m.command("postfix", "status").Run() == nil && speaks(o.m.listener) && speaks(o.m.smtp) {
+					break
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
 		case what == "-s":
 			o.m.run("postsuper", "-s")
 		default:
@@ -196,6 +203,15 @@ func (o *office) administrate(n int) {
 		o.counts[what]++
 		o.mu.Unlock()
 	}
+}
+
+func speaks(address string) bool {
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
 }
 
 // one does something to one message. Only deferred mail is put on hold: of what

@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -466,16 +465,6 @@ func subjectOf(text string) string {
 	return subject
 }
 
-// wait waits for that many deliveries.
-func (m *mta) wait(n int) {
-	m.t.Helper()
-	m.until(fmt.Sprintf("the sink has %d messages", n), func() bool {
-		m.sink.mu.Lock()
-		defer m.sink.mu.Unlock()
-		return len(m.sink.got) >= n
-	})
-}
-
 // config is a queue over this Postfix, as the program makes it.
 func (m *mta) config(release Release, modify Modify) Config {
 	m.t.Helper()
@@ -565,12 +554,6 @@ func (m *mta) commit(q *Queue, plans ...queue.Plan) [][]string {
 		m.t.Error(err)
 	}
 	return out
-}
-
-// kill ends a process group that we started.
-func kill(cmd *exec.Cmd) {
-	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-	_ = cmd.Wait()
 }
 
 // configured writes a configuration of the program for this Postfix.
