@@ -8,7 +8,7 @@ HOLDFAST_ROUNDS ?= 1
 
 export CGO_ENABLED = 0
 
-.PHONY: all test e2e torture-ci torture bench fuzz lint demo clean
+.PHONY: all test e2e torture-ci torture bench bench-weekend soak fuzz lint demo clean
 
 all: bin/holdfast
 
@@ -45,8 +45,22 @@ torture-ci:
 torture:
 	HOLDFAST_ROUNDS=20 $(GO) test -count=1 -p 1 -timeout 12h -tags torture -run Torture -v ./queue/...
 
+# Ratios, measured side by side in one run; the second is about Postfix's routes.
 bench:
-	$(GO) test -run '^$$' -bench . ./...
+	$(GO) test -run '^$$' -bench . -benchtime 1x ./...
+	$(GO) test -tags e2e -run '^$$' -bench Routes -benchtime 1x ./queue/postfix
+
+# The weekend of 2008: mail with and without messages that kill their worker.
+# make bench-weekend N=66000
+N ?= 2000
+bench-weekend:
+	HOLDFAST_WEEKEND=$(N) $(GO) test -run '^$$' -bench Weekend -benchtime 1x -timeout 4h ./cmd/holdfast
+
+# Kills and an administrator, again and again. make soak MINUTES=600
+MINUTES ?= 60
+soak:
+	end=$$(( $$(date +%s) + $(MINUTES) * 60 )); while [ $$(date +%s) -lt $$end ]; do \
+		$(GO) test -count=1 -run 'KilledInTheMiddle|AnAdministratorMeanwhile|KilledAtSystemCalls' ./cmd/holdfast || exit 1; done
 
 # make fuzz T=FuzzControlFile
 fuzz:

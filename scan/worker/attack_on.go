@@ -102,13 +102,19 @@ func connect(family int, to unix.Sockaddr) error {
 const maxFD = 256
 
 // held lists the open files of this process that are messages, not what it
-// was started with.
+// was started with, nor the files of its own control group, which Go's runtime
+// reads to know its share of the processors.
 func held() (fds []int) {
 	for fd := CrashFD + 1; fd < maxFD; fd++ {
 		var st unix.Stat_t
-		if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
-			fds = append(fds, fd)
+		if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+			continue
 		}
+		var fs unix.Statfs_t
+		if err := unix.Fstatfs(fd, &fs); err == nil && (fs.Type == unix.CGROUP_SUPER_MAGIC || fs.Type == unix.CGROUP2_SUPER_MAGIC) {
+			continue
+		}
+		fds = append(fds, fd)
 	}
 	return fds
 }

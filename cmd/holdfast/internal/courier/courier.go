@@ -132,7 +132,8 @@ func (c *Courier) Round(ctx context.Context) bool {
 var errDown = errors.New("the program is down")
 
 // deliver runs the program once. It and what it starts are killed when it
-// takes too long or we are stopped: it will be told again.
+// takes too long, and then it will be told again. A stop waits for it: it may
+// have taken the notice already.
 func (c *Courier) deliver(ctx context.Context, e outbox.Effect) error {
 	var n Notice
 	if err := json.Unmarshal(e.Data, &n); err != nil {
@@ -143,7 +144,7 @@ func (c *Courier) deliver(ctx context.Context, e outbox.Effect) error {
 	if err != nil {
 		return fmt.Errorf("write a notice: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.Timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.Command[0], c.Command[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
