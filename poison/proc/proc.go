@@ -40,7 +40,7 @@ type Spec struct {
 }
 
 const (
-	tail      = 16 << 10 // bytes kept of standard error
+	tail      = 64 << 10 // bytes kept of standard error: more than a Go trace of a hundred frames, or the line that names the death is lost
 	crashText = 64 << 10
 	watch     = 50 * time.Millisecond
 	drainTime = 2 * time.Second // for pipes that a grandchild holds open
