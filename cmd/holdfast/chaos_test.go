@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -16,8 +17,9 @@ import (
 )
 
 // TestAnAdministratorMeanwhile: while the daemon works, somebody with sendmail's
-// own lock takes messages away, deletes some, and puts others back. Nothing
-// that was taken comes back by itself, nothing is lost, nothing is doubled.
+// own lock takes messages away, deletes some, puts others back by mv, and
+// copies others back by cp, which gives them new inodes. What he took comes
+// back only by him, nothing is lost, nothing is doubled.
 func TestAnAdministratorMeanwhile(t *testing.T) {
 	s := newSite(t, sample.Demo(900, -1, -1), "log: {level: error}\nbatch: {messages: 7}\nworkers: 1\n")
 	away := filepath.Join(s.dir, "away")
@@ -25,51 +27,65 @@ func TestAnAdministratorMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.daemon(normal)
-	taken, deleted := map[string]bool{}, map[string]bool{}
+	const (
+		deleted = "deleted"
+		taken   = "taken away"
+		moved   = "moved back"
+		copied  = "copied back"
+	)
+	fate := map[string]string{}
 	for i, m := range s.messages {
 		if i%5 != 0 {
 			continue
 		}
-		switch took := s.take(m.ID, away, i%10 == 0); {
-		case took && i%10 == 0:
-			deleted[m.ID] = true
-		case took:
-			taken[m.ID] = true
-		}
-	}
-	if len(taken)+len(deleted) == 0 {
-		t.Fatal("the administrator was too slow for a single message")
-	}
-	for id := range taken { // half come back: data file first, as sendmail does
-		if id[7]%4 == 0 {
+		want := []string{deleted, taken, moved, copied}[i/5%4]
+		if !s.take(m.ID, away, want == deleted) {
 			continue
 		}
-		for _, kind := range []string{"df", "qf"} {
-			if err := os.Rename(filepath.Join(away, kind+id), filepath.Join(s.in, kind+id)); err != nil {
+		fate[m.ID] = want
+		for _, kind := range []string{"df", "qf"} { // data file first, as sendmail does
+			from, to := filepath.Join(away, kind+m.ID), filepath.Join(s.in, kind+m.ID)
+			var err error
+			switch want {
+			case moved:
+				err = os.Rename(from, to)
+			case copied:
+				err = exec.Command("cp", "-p", from, to).Run()
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 		}
-		delete(taken, id)
+	}
+	count := map[string]int{}
+	for _, f := range fate {
+		count[f]++
+	}
+	if len(count) < 4 {
+		t.Fatalf("the administrator was too slow: %v", count)
 	}
 	s.until("the inbound queue is empty", func() bool {
-		left, err := filepath.Glob(s.in + "/qf*")
+		left, err := filepath.Glob(s.in + "/*")
 		return err == nil && len(left) == 0
 	})
+	if n := len(s.items()); n > 0 {
+		t.Errorf("%d items are in quarantine", n)
+	}
 	for _, m := range s.messages {
 		control, err := os.ReadFile(filepath.Join(s.out, "qf"+m.ID))
 		body, berr := os.ReadFile(filepath.Join(s.out, "df"+m.ID))
 		out := err == nil && berr == nil && bytes.Equal(control, m.Control()) && bytes.Equal(body, m.Body)
 		kept, kerr := os.ReadFile(filepath.Join(away, "df"+m.ID))
-		switch {
-		case deleted[m.ID] && !errors.Is(err, fs.ErrNotExist):
+		switch f := fate[m.ID]; {
+		case f == deleted && !errors.Is(err, fs.ErrNotExist):
 			t.Errorf("%s was deleted and is out", m.ID)
-		case taken[m.ID] && (out || kerr != nil || !bytes.Equal(kept, m.Body)):
+		case f == taken && (out || kerr != nil || !bytes.Equal(kept, m.Body)):
 			t.Errorf("%s was taken away: out %v, %v", m.ID, out, kerr)
-		case !deleted[m.ID] && !taken[m.ID] && !out:
-			t.Errorf("%s is lost: %v %v", m.ID, err, berr)
+		case f != deleted && f != taken && !out:
+			t.Errorf("%s (%s) is lost: %v %v", m.ID, f, err, berr)
 		}
 	}
-	t.Logf("%d taken away, %d deleted of %d", len(taken), len(deleted), len(s.messages))
+	t.Logf("%v of %d", count, len(s.messages))
 }
 
 // take moves a message away, or deletes it, under sendmail's lock; false if
