@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/cmd/holdfast/internal/gateway"
 	"holdfast/cmd/holdfast/internal/sample"
 )
 
@@ -149,7 +150,7 @@ func TestWorkersAttackFromInside(t *testing.T) {
 			t.Errorf("%s: its worker does not say that it was refused: %v", name, lines[ms[i].ID])
 		}
 	}
-	if i := slices.IndexFunc(logLines(t, errs), func(m map[string]any) bool { return m["msg"] == "death" || m["msg"] == "crash" }); i >= 0 {
+	if i := slices.IndexFunc(logLines(t, errs), func(m map[string]any) bool { return m["msg"] == gateway.EventDeath || m["msg"] == gateway.EventCrash }); i >= 0 {
 		t.Errorf("something died of it:\n%.3000s", errs)
 	}
 	if now := b.look(t); now != b.before {
