@@ -27,7 +27,7 @@ FORCE:
 V ?=
 test:
 	.ci/setup >/dev/null
-	$(GO) test -count=1 $(V) ./...
+	$(GO) test -count=1 -timeout 20m $(V) ./...
 	$(GO) test -count=1 $(V) -tags e2e -run 'E2EQuarantine' ./queue/sendmail ./queue/postfix
 
 # Everything with real servers, one after another.
