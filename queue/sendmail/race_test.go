@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -92,9 +93,65 @@ func (y *yard) complete(id, body string) (where []string) {
 	return where
 }
 
+// interventions are what an administrator may do to a message at any instant.
+// Each says whether there was still something to do it to.
+var interventions = map[string]func(y *yard) bool{
+	// mv away, and another message comes under the same id.
+	"moved, another one put there": func(y *yard) bool {
+		if !y.away() {
+			return false
+		}
+		y.put(y.in, oneID, theirs, "theirs\n")
+		return true
+	},
+	// cp away, rm, cp back: the same message, with new inodes.
+	"copied back": func(y *yard) bool {
+		control, err := os.ReadFile(y.in + "/qf" + oneID)
+		if err != nil {
+			return false
+		}
+		data, err := os.ReadFile(y.in + "/df" + oneID)
+		if err != nil {
+			return false
+		}
+		for _, name := range []string{"qf", "df"} {
+			if err := os.Remove(y.in + "/" + name + oneID); err != nil {
+				y.t.Fatal(err)
+			}
+		}
+		y.put(y.in, oneID, string(control), string(data))
+		return true
+	},
+	"deleted": func(y *yard) bool {
+		if os.Remove(y.in+"/qf"+oneID) != nil {
+			return false
+		}
+		if err := os.Remove(y.in + "/df" + oneID); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			y.t.Fatal(err)
+		}
+		return true
+	},
+	"only the control file deleted": func(y *yard) bool { return os.Remove(y.in+"/qf"+oneID) == nil },
+}
+
+var theirs = strings.Replace(small, "Subject: one", "Subject: theirs", 1)
+
+// away moves the message out of the queue.
+func (y *yard) away() bool {
+	if os.Rename(y.in+"/qf"+oneID, y.dir+"/elsewhere/qf"+oneID) != nil {
+		return false // it has left the inbound queue: nothing to move
+	}
+	if err := os.Rename(y.in+"/df"+oneID, y.dir+"/elsewhere/df"+oneID); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		y.t.Fatal(err)
+	}
+	return true
+}
+
 // TestAnAdministratorMeanwhile: at each operation of each path somebody moves
-// the message away, deletes it, or puts another one in its place. Theirs is
-// never touched, and nothing comes back that they took.
+// the message away and puts another in its place, copies it back, or deletes
+// it. Each recipient's copy is then in exactly one place that the
+// administrator or the commit has put it into, or he has deleted it; what he
+// put there is untouched.
 func TestAnAdministratorMeanwhile(t *testing.T) {
 	plans := map[string]func() []queue.Group{
 		"release": func() []queue.Group { return []queue.Group{{Disposition: queue.Release}} },
@@ -106,49 +163,123 @@ func TestAnAdministratorMeanwhile(t *testing.T) {
 			return []queue.Group{{Recipients: []int{0}, Disposition: queue.Release}, {Recipients: []int{1, 2}, Disposition: queue.Quarantine}}
 		},
 	}
-	other := strings.Replace(small, "Subject: one", "Subject: theirs", 1)
-	for name, groups := range plans {
-		for at := range 80 {
-			y := newYard(t)
-			moved := false
-			hook := &fault.Intrude{At: at}
-			hook.Do = func() { // mv qf and df away, then put another message under the same id
-				if err := os.Rename(y.in+"/qf"+oneID, y.dir+"/elsewhere/qf"+oneID); err != nil {
-					return // it has left the inbound queue: nothing to move
-				}
-				moved = true
-				if err := os.Rename(y.in+"/df"+oneID, y.dir+"/elsewhere/df"+oneID); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for what, intervene := range interventions {
+		for name, groups := range plans {
+			points := 0
+			for at := range 100 {
+				y := newYard(t)
+				met := false
+				hook := &fault.Intrude{At: at}
+				hook.Do = func() { met = intervene(y) }
+				q := y.queue(hook)
+				c, err := y.claim(q, oneID)
+				if err != nil {
 					t.Fatal(err)
 				}
-				y.put(y.in, oneID, other, "theirs\n")
+				out := q.Commit(t.Context(), []queue.Plan{{Claim: c, Groups: groups()}})[0]
+				if hook.N <= at {
+					break // all operations were met
+				}
+				if !met {
+					continue
+				}
+				points++
+				y.judge(fmt.Sprintf("%s, %s before %q: outcome %v", name, what, hook.Name, out.Err), what, out.Err)
 			}
-			q := y.queue(hook)
-			c, err := y.claim(q, oneID)
-			if err != nil {
-				t.Fatal(err)
-			}
-			out := q.Commit(t.Context(), []queue.Plan{{Claim: c, Groups: groups()}})[0]
-			if hook.N <= at {
-				break // all operations were met
-			}
-			if !moved {
-				continue
-			}
-			point := fmt.Sprintf("%s, before %q: outcome %v", name, hook.Name, out.Err)
-			if got := y.complete(oneID, "theirs\n"); len(got) != 1 {
-				t.Errorf("%s: their message is in %v", point, got)
-			}
-			if decided := hook.N > at+1 && out.Err == nil; decided {
-				continue // it was decided already: they moved a message that was ours to publish
-			}
-			if got, err := os.ReadFile(y.dir + "/elsewhere/qf" + oneID); err != nil || !strings.HasSuffix(string(got), ".\n") {
-				t.Errorf("%s: what they took is damaged: %v", point, err)
-			}
-			if got := y.complete(oneID, "body\n"); len(got) > 1 {
-				t.Errorf("%s: what they took is doubled: %v", point, got)
+			if points < 3 {
+				t.Errorf("%s, %s: only %d points were met", name, what, points)
 			}
 		}
 	}
+}
+
+// judge looks where the message of each recipient is after an intervention.
+func (y *yard) judge(point, what string, outcome error) {
+	y.t.Helper()
+	have := y.whereabouts()
+	if what == "moved, another one put there" {
+		if got := y.complete(oneID, "theirs\n"); len(got) != 1 || got[0] != "in" {
+			y.t.Errorf("%s: their message is in %v", point, got)
+		}
+	}
+	for _, r := range []string{"b@example.net", "c@example.net", "d@example.net"} {
+		got := have[r]
+		switch {
+		case len(got) > 1:
+			y.t.Errorf("%s: %s is in %v", point, r, got)
+		case len(got) == 1, strings.Contains(what, "deleted"):
+		default:
+			y.t.Errorf("%s: %s is nowhere", point, r)
+		}
+		// What he deletes or copies back after the decision cannot be told from
+		// what was published: deleted is deleted, and his copy is new mail.
+		mine := strings.Contains(what, "deleted") && len(got) == 0 || what == "copied back" && len(got) == 1
+		if outcome == nil && !mine && (len(got) != 1 || got[0] == "in" || got[0] == "prepared") {
+			y.t.Errorf("%s: done, it says, and %s is in %v", point, r, got)
+		}
+	}
+}
+
+// whereabouts says, with eyes of its own, in which places each recipient has
+// a copy of the message (not of theirs): in, out, elsewhere, quarantine; and,
+// where that is all there is, prepared for the quarantine: the next start
+// makes it visible.
+func (y *yard) whereabouts() map[string][]string {
+	y.t.Helper()
+	out := map[string][]string{}
+	add := func(where, control string) {
+		if strings.Contains(control, "Subject: theirs") {
+			return
+		}
+		for line := range strings.Lines(control) {
+			if flags, r, ok := strings.Cut(line, ":<"); ok && flags[0] == 'R' {
+				r = strings.TrimSuffix(r, ">\n")
+				out[r] = append(out[r], where)
+			}
+		}
+	}
+	for _, where := range []string{"in", "out", "elsewhere"} {
+		controls, err := filepath.Glob(y.dir + "/" + where + "/qf*")
+		if err != nil {
+			y.t.Fatal(err)
+		}
+		for _, path := range controls {
+			control, err := os.ReadFile(path)
+			if err != nil {
+				y.t.Fatal(err)
+			}
+			_, derr := os.Lstat(filepath.Join(filepath.Dir(path), "df"+filepath.Base(path)[2:]))
+			if derr != nil && where == "out" {
+				y.t.Errorf("%s is outbound without its data file", filepath.Base(path))
+			}
+			if derr == nil || where == "elsewhere" { // he may have been too late for the data file
+				add(where, string(control))
+			}
+		}
+	}
+	for _, pattern := range []string{"2*/*", ".prepared/*"} {
+		items, err := filepath.Glob(y.dir + "/quarantine/" + pattern + "/control")
+		if err != nil {
+			y.t.Fatal(err)
+		}
+		for _, path := range items {
+			control, err := os.ReadFile(path)
+			if err != nil {
+				y.t.Fatal(err)
+			}
+			where := "quarantine"
+			if pattern[0] == '.' {
+				where = "prepared"
+			}
+			add(where, string(control))
+		}
+	}
+	for r, places := range out {
+		if len(places) > 1 {
+			out[r] = slices.DeleteFunc(places, func(where string) bool { return where == "prepared" })
+		}
+	}
+	return out
 }
 
 func TestCollisionsLeaveBothMessagesAlone(t *testing.T) {
