@@ -166,11 +166,12 @@ func changes(how string, m Modify) []path {
 			return []queue.Group{{Disposition: queue.Release, Edit: change(s, true)}}, []expect{{all, queue.Release, changedBody(s), scanned}}
 		}},
 		{name: how + " split", modify: m, plan: func(s string) ([]queue.Group, []expect) {
-			return []queue.Group{
+			groups := []queue.Group{
 				{Recipients: []int{0}, Disposition: queue.Release},
 				{Recipients: []int{1}, Disposition: queue.Release, Edit: change(s, true)},
 				{Recipients: []int{2}, Disposition: queue.Quarantine, Item: []byte(`{}`)},
-			}, []expect{
+			}
+			return groups, []expect{
 				{all[:1], queue.Release, body(s), ""}, {all[1:2], queue.Release, changedBody(s), scanned}, {all[2:], queue.Quarantine, body(s), ""},
 			}
 		}},
