@@ -323,7 +323,7 @@ func (s *supervisor) build(ctx context.Context, p parts) error {
 	}
 	d := gateway.Deps{
 		Settings: s.settings(), Store: p.store, Ledger: p.ledger, Recorder: p.rec, History: hist,
-		Evidence: evidence.Dir{Root: c.Paths.Evidence}, Holds: holdsOf(c), Now: time.Now, Beat: func() { s.beaten.Store(time.Now().UnixNano()) },
+		Evidence: evidence.Dir{Root: c.Paths.Evidence}, Holds: holdsOf(s.read), Now: time.Now, Beat: func() { s.beaten.Store(time.Now().UnixNano()) },
 		Report: func(e gateway.Event) { logEvent(s.log, e) },
 		Canary: func(ctx context.Context) error { return supervisorCanary(ctx, c) },
 		Runner: &gateway.Workers{
