@@ -75,7 +75,7 @@ func runSettle(ctx context.Context, g *global, name, do string, yes bool) error 
 // meanwhile is refused, and a crash costs nothing.
 func settleAlone(ctx context.Context, g *global, c *conf.Config, o control.Order) error {
 	now := time.Now()
-	s := &supervisor{g: g, conf: c, started: now, loaded: now, notify: notify.FromEnv()}
+	s := &supervisor{g: g, read: c, conf: c, started: now, loaded: now, notify: notify.FromEnv()}
 	defer s.close()
 	if err := s.open(ctx); err != nil {
 		return err
